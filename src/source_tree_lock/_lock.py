@@ -1,0 +1,423 @@
+"""The face of the lock: enter, leave, decorate, await, and look who holds it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from contextlib import suppress
+
+from ._digest import cache_digest
+from ._entry import Entry, Hold, holds
+from ._handover import hand_over
+from ._holder import find_holder, is_held
+from ._kernel import POSIX
+from ._owner import current_owner, in_asyncio
+from ._tree import Tree, lock_file_of, open_tree
+from .errors import LockUnavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Any, Final, ParamSpec, TypedDict, TypeVar
+
+    from typing_extensions import Self
+
+    from ._holder import Holder
+    from ._tree import AnyPath, Digest
+
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
+    class LockOptions(TypedDict, total=False):
+        """The keyword arguments of `source_tree_lock`, for what passes them on."""
+
+        timeout: float | FromEnvironment | None
+        digest: Digest
+        lock_dir: AnyPath | None
+        on_wait: Callable[[Holder | None], object] | None
+
+
+TIMEOUT_VARIABLE: Final = "SOURCE_TREE_LOCK_TIMEOUT"
+
+
+class FromEnvironment:
+    """Stands for the timeout that the environment gives: ``SOURCE_TREE_LOCK_TIMEOUT``, or none."""
+
+    def __repr__(self) -> str:
+        return "<from the environment>"
+
+
+FROM_ENVIRONMENT: Final = FromEnvironment()
+
+
+def source_tree_lock(
+    path: AnyPath | Callable[..., AnyPath] = ".",
+    *,
+    timeout: float | FromEnvironment | None = FROM_ENVIRONMENT,
+    digest: Digest = cache_digest,
+    lock_dir: AnyPath | None = None,
+    on_wait: Callable[[Holder | None], object] | None = None,
+) -> SourceTreeLock:
+    """The lock that lets one process at a time run setuptools in a source tree.
+
+    Use it with ``with``, with ``async with`` (asyncio), or as a decorator.
+
+    Args:
+        path: the source tree; for a decorator also a callable that gets the call's arguments
+            and returns it. The default is the working directory at the time of entry, where
+            PEP 517 hooks run. It is canonicalised at each entry.
+        timeout: how long to wait, in seconds; ``None`` for ever, ``0`` one attempt. The
+            default is ``SOURCE_TREE_LOCK_TIMEOUT`` in the environment, else ``None``.
+        digest: names the lock file; gets the canonical path, returns one part of a file name.
+            The default is uv's; with another, uv is not kept out by the lock file.
+        lock_dir: where the lock file is; made when missing. The default is
+            ``SOURCE_TREE_LOCK_DIR`` in the environment, else the directory that uv uses.
+        on_wait: called once for each wait, with the `Holder`, or ``None`` where it is unknown.
+
+    Raises:
+        TypeError, ValueError: an argument makes no sense.
+    """
+    if not isinstance(timeout, FromEnvironment):
+        _check_timeout(timeout, "timeout")
+    return SourceTreeLock(path, timeout, digest, lock_dir, on_wait)
+
+
+class SourceTreeLock:
+    """The lock of one source tree; made by `source_tree_lock`.
+
+    It may be shared between threads and tasks. Two objects for one tree are one lock. The
+    thread or task that holds it may enter it again, as with ``threading.RLock``.
+    """
+
+    def __init__(
+        self,
+        path: AnyPath | Callable[..., AnyPath],
+        timeout: float | FromEnvironment | None,
+        digest: Digest,
+        lock_dir: AnyPath | None,
+        on_wait: Callable[[Holder | None], object] | None,
+    ) -> None:
+        if not callable(path) and not isinstance(path, (str, bytes, os.PathLike)):
+            raise TypeError(f"path is to be a path or a callable, not {path!r}")
+        self._path = path
+        self._timeout = timeout
+        self._digest = digest
+        self._lock_dir = lock_dir
+        self._on_wait = on_wait
+        self._entries: list[Entry] = []
+
+    def __repr__(self) -> str:
+        entries = [entry for entry in self._entries if entry.lasts()]
+        state = f"held, entered {len(entries)} times" if entries else "not held"
+        return f"<SourceTreeLock of {self._path!r}, {state}>"
+
+    # Entering and leaving
+
+    def __enter__(self) -> Self:
+        """Hold the tree.
+
+        Raises:
+            LockTimeout: somebody else held it until the time was up.
+            LockUnavailable: it cannot be locked here.
+            FileNotFoundError, NotADirectoryError, ValueError: the path leads to no directory.
+            RuntimeError: the wait could not end.
+        """
+        entry = self._entry(self._seconds(), plain=True)
+        try:
+            if not entry.enter():
+                raise entry.timed_out()
+            self._entries.append(entry)
+            return self
+        except BaseException:
+            self._abandon(entry)
+            raise
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        entry = None
+        try:
+            entry = self._last_entry(current_owner())
+            self._leave(entry, exc)
+        except BaseException:
+            # A signal handler may have raised anywhere.
+            self._abandon(entry or self._last_entry(current_owner()))
+            raise
+
+    async def __aenter__(self) -> Self:
+        """Hold the tree, with other tasks running meanwhile. Errors are those of ``with``."""
+        if not in_asyncio():
+            raise RuntimeError(
+                "`async with` on a source tree lock needs asyncio; "
+                "elsewhere, use `with` in a worker thread"
+            )
+        entry = self._entry(self._seconds(), plain=False)
+        try:
+            if not await entry.enter_async():
+                raise entry.timed_out()
+            self._entries.append(entry)
+            return self
+        except BaseException:
+            self._abandon(entry)
+            raise
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # An async generator may be closed by another task than the one that ran it.
+        entry = None
+        try:
+            entry = self._last_entry(current_owner()) or self._last_async_entry()
+            self._leave(entry, exc)
+        except BaseException:
+            self._abandon(entry or self._last_entry(current_owner()) or self._last_async_entry())
+            raise
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Hold the tree, by the rules of ``threading.RLock.acquire``.
+
+        Args:
+            blocking: whether to wait at all.
+            timeout: how long to wait, in seconds; -1 for as long as this lock says.
+
+        Returns:
+            Whether the tree is held.
+
+        Raises:
+            ValueError, OverflowError: the arguments make no sense.
+            Others as for ``with``, but for `LockTimeout`.
+        """
+        if timeout != -1:
+            if not blocking:
+                raise ValueError("can't specify a timeout for a non-blocking call")
+            _check_timeout(timeout, "timeout")
+            if timeout > threading.TIMEOUT_MAX:
+                raise OverflowError("timeout value is too large")
+        seconds = (self._seconds() if timeout == -1 else timeout) if blocking else 0
+        entry = self._entry(seconds, plain=True)
+        try:
+            entered = entry.enter()
+            if entered:
+                self._entries.append(entry)
+            else:
+                entry.abandon()
+            return entered
+        except BaseException:
+            self._abandon(entry)
+            raise
+
+    def release(self) -> None:
+        """Leave the tree; the last of the entries of its owner releases it.
+
+        Raises:
+            RuntimeError: this thread or task did not enter it through this lock.
+        """
+        self.__exit__(None, None, None)
+
+    def _leave(self, entry: Entry | None, exc: BaseException | None) -> None:
+        if entry is not None:
+            entry.leave()
+            self._entries.remove(entry)
+        # What the body raised matters more; what closes a generator it did not raise.
+        elif exc is None or isinstance(exc, GeneratorExit):
+            raise RuntimeError(f"cannot release {self!r}: this thread or task has not entered it")
+
+    def _last_entry(self, owner: object) -> Entry | None:
+        for entry in reversed(self._entries):
+            if entry.owner is owner:
+                return entry
+        return None
+
+    def _last_async_entry(self) -> Entry | None:
+        return next((each for each in reversed(self._entries) if not each.plain), None)
+
+    def _entry(self, seconds: float | None, *, plain: bool) -> Entry:
+        path = self._fixed_path()
+        return Entry(path, seconds, self._digest, self._lock_dir, self._on_wait, plain=plain)
+
+    def _abandon(self, entry: Entry | None) -> None:
+        if entry is not None:
+            entry.abandon()
+            if entry in self._entries:
+                self._entries.remove(entry)
+
+    def _seconds(self) -> float | None:
+        if not isinstance(self._timeout, FromEnvironment):
+            return self._timeout
+        text = os.environ.get(TIMEOUT_VARIABLE)
+        if not text:
+            return None
+        try:
+            seconds = float(text)
+        except ValueError:
+            raise ValueError(
+                f"{TIMEOUT_VARIABLE} in the environment is to be a number of seconds, not {text!r}"
+            ) from None
+        _check_timeout(seconds, f"{TIMEOUT_VARIABLE} in the environment")
+        return seconds
+
+    # Decorating
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Have a function run under the lock; an ``async def`` one waits without blocking its loop.
+
+        Raises:
+            TypeError: it is a generator function, before whose body runs the lock would be
+                over, or no function.
+        """
+        import inspect
+
+        if not callable(function) or isinstance(function, (type, classmethod, staticmethod)):
+            raise TypeError(f"a source tree lock decorates functions, not {function!r}")
+        # What a partial is made of, and what an object does when it is called, count as well.
+        codes = (function, type(function).__call__)
+        if any(
+            inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in codes
+        ):
+            raise TypeError(
+                f"{function!r} is a generator function: the lock would be released before its "
+                "body runs; use `with` in the body"
+            )
+        if any(map(inspect.iscoroutinefunction, codes)):
+            return self._decorate_async(function)  # type: ignore[arg-type,return-value]
+
+        @functools.wraps(function)
+        def locked(*args: P.args, **kwargs: P.kwargs) -> R:
+            with self._for_call(args, kwargs):
+                return function(*args, **kwargs)
+
+        return locked
+
+    def _decorate_async(
+        self, function: Callable[P, Coroutine[Any, Any, R]]
+    ) -> Callable[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(function)
+        async def locked(*args: P.args, **kwargs: P.kwargs) -> R:
+            async with self._for_call(args, kwargs):
+                return await function(*args, **kwargs)
+
+        return locked
+
+    def _for_call(self, args: tuple[object, ...], kwargs: dict[str, object]) -> SourceTreeLock:
+        if not callable(self._path):
+            return self
+        path = self._path(*args, **kwargs)
+        return SourceTreeLock(path, self._timeout, self._digest, self._lock_dir, self._on_wait)
+
+    # Looking
+
+    def locked(self) -> bool:
+        """Whether this thread or task holds the tree, through whichever object."""
+        return self._hold() is not None
+
+    def holder(self) -> Holder | None:
+        """Who holds the tree now; ``None`` when nobody does, or it cannot be known.
+
+        Raises:
+            Those of ``with`` for a path that leads to no directory.
+        """
+        tree, lock_file = self._look()
+        return find_holder(lock_file, tree.identity)
+
+    def _is_held(self) -> bool:
+        """Whether anybody holds the tree. Takes nothing where the kernel's list can be believed.
+
+        Raises:
+            LockUnavailable: it cannot be told, because the lock file cannot be opened.
+        """
+        tree, lock_file = self._look()
+        if is_held(lock_file, follow=False):
+            return True
+        return POSIX and is_held(tree.path, follow=True)
+
+    @property
+    def tree(self) -> Path:
+        """The canonical path of the source tree: of the one held, else where the path leads now."""
+        from pathlib import Path
+
+        return Path(self._look()[0].path)
+
+    @property
+    def lock_file(self) -> Path:
+        """The lock file: of the tree held, else of the tree where the path leads now."""
+        from pathlib import Path
+
+        return Path(self._look()[1])
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What to add to the environment of a child process to hand the hold over to it.
+
+        Such a child may enter the tree while this hold lasts; several of them at once are not
+        kept apart from each other. Only a holder can hand over, and hands over with it all other
+        trees that this thread or task holds.
+
+        Raises:
+            RuntimeError: this thread or task does not hold the tree.
+            LockUnavailable: the lock file cannot be written, so that no child could be believed.
+        """
+        return self._hand_over(with_descriptors=False)[0]
+
+    def _hand_over(self, *, with_descriptors: bool) -> tuple[dict[str, str], list[int]]:
+        """`environ`, and the descriptors that the child is to inherit besides (POSIX)."""
+        hold = self._hold()
+        if hold is None:
+            raise RuntimeError(f"{self!r} can hand over only while this thread or task holds it")
+        with_descriptors = with_descriptors and POSIX
+        handovers = [hold.handed_over(with_descriptors=with_descriptors)]
+        for other in list(holds.values()):
+            if other.owner is hold.owner and other is not hold:
+                with suppress(LockUnavailable):
+                    handovers.append(other.handed_over(with_descriptors=with_descriptors))
+        environ, descriptors = hand_over(handovers)
+        return environ, descriptors if with_descriptors else []
+
+    def _hold(self) -> Hold | None:
+        owner = current_owner()
+        entry = self._last_entry(owner)
+        if entry is not None:
+            return entry.hold if entry.lasts() else None
+        if callable(self._path):
+            return None
+        try:
+            tree = open_tree(self._path)
+        except (OSError, ValueError):
+            return None  # nothing is there, so nobody holds it
+        tree.close()
+        hold = holds.get(tree.identity)
+        return hold if hold is not None and hold.owner is owner else None
+
+    def _look(self) -> tuple[Tree, str]:
+        """The tree held, or else the one where the path leads now; and its lock file."""
+        hold = self._hold()
+        if hold is not None:
+            return hold.tree, hold.lock_file
+        tree = open_tree(self._fixed_path())
+        if not tree.is_current():  # a symlink has come onto a path that had none
+            tree.close()
+            tree = open_tree(self._fixed_path())
+        tree.close()
+        return tree, lock_file_of(tree, self._digest, self._lock_dir)[0]
+
+    def _fixed_path(self) -> AnyPath:
+        if callable(self._path):
+            raise TypeError("a path that depends on a call's arguments serves a decorator only")
+        return self._path
+
+
+def _check_timeout(seconds: float | None, name: str) -> None:
+    if seconds is None:
+        return
+    if not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} is to be a number of seconds or None, not {seconds!r}")
+    if not seconds >= 0:  # neither negative nor NaN
+        raise ValueError(f"{name} is to be a non-negative number of seconds, not {seconds!r}")
