@@ -1,0 +1,72 @@
+"""What all tests share: a tree of their own, a lock directory of their own, and the long run."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from support import LIMIT, open_descriptors
+
+HERE = Path(__file__).parent
+#: What runs on Windows. The others need pipes that select(2) takes, flock(1), /proc or fork(2).
+ON_WINDOWS = frozenset(("test_digest.py", "test_house.py", "test_tree.py", "test_windows.py"))
+
+
+def pytest_report_header() -> list[str]:
+    return [f"on Windows: {', '.join(sorted(ON_WINDOWS))} only"] if os.name == "nt" else []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the longer version of each test")
+    parser.addoption(
+        "--cluster",
+        action="store_true",
+        help="run the tests on a real cluster file system too: needs root, FUSE and GlusterFS",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if os.name == "nt" and collection_path.parent == HERE:
+        return None if collection_path.name in ON_WINDOWS else True
+    wanted = bool(config.getoption("--cluster"))
+    return True if collection_path.name == "cluster" and not wanted else None
+
+
+@pytest.fixture
+def long_run(request: pytest.FixtureRequest) -> bool:
+    """Whether to run the longer version."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture(autouse=True)
+def temp_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the lock files, for this process and its children."""
+    directory = tmp_path / "temp"
+    directory.mkdir()
+    for variable in ("TMPDIR", "TMP", "TEMP"):
+        monkeypatch.setenv(variable, str(directory))
+    for variable in ("SOURCE_TREE_LOCK_DIR", "SOURCE_TREE_LOCK_TIMEOUT", "SOURCE_TREE_LOCK_HELD"):
+        monkeypatch.delenv(variable, raising=False)
+    return directory
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """An empty source tree."""
+    directory = tmp_path / "tree"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def no_leaks() -> object:
+    """Fails the test when it leaves a descriptor open (where the system lists them)."""
+    before = open_descriptors()
+    yield
+    # A thread that waited in line on behalf of a caller who gave up may be on its way out.
+    deadline = time.monotonic() + LIMIT
+    while not open_descriptors() <= before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert open_descriptors() <= before

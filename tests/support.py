@@ -1,0 +1,254 @@
+"""Processes to test against: each tells by pipe how far it is, and every wait has a limit."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from typing_extensions import Self
+
+#: Longer than anything takes on a loaded machine: only a deadlock lasts this long, in seconds.
+LIMIT = 60.0
+
+#: A child's script that holds a tree until it is told to let go. Arguments: the tree.
+HOLD = """
+    import sys
+    from source_tree_lock import source_tree_lock
+    with source_tree_lock(sys.argv[1]):
+        tell("held")
+        heard()
+    tell("released")
+"""
+
+#: Before a command: what the mode of a file forbids is forbidden to root too (setpriv(1)).
+WITHOUT_ROOTS_RIGHTS: tuple[str, ...] = ()
+if sys.platform == "linux" and os.geteuid() == 0:
+    _capabilities = "-dac_override,-dac_read_search"
+    WITHOUT_ROOTS_RIGHTS = (
+        *("setpriv", "--bounding-set", _capabilities),
+        *("--inh-caps", _capabilities),
+    )
+
+#: What every child knows.
+PRELUDE = """
+import sys
+def tell(*words):
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")  # at once: a forked child may tell as well
+    sys.stdout.flush()
+def heard():
+    line = sys.stdin.readline()
+    if not line:
+        raise SystemExit("the test has ended")
+    return line.strip()
+"""
+
+
+class Child:
+    """A Python process that talks to the test by lines: `tell` and `heard` on its side."""
+
+    def __init__(
+        self,
+        script: str,
+        *arguments: object,
+        environ: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+        cwd: str | os.PathLike[str] | None = None,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        self.process = subprocess.Popen(
+            [
+                *prefix,
+                sys.executable,
+                "-c",
+                PRELUDE + textwrap.dedent(script),
+                *map(str, arguments),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **(environ or {})},
+            cwd=cwd,
+            pass_fds=pass_fds,
+        )
+        self.pid = self.process.pid
+        self._buffer = b""
+
+    def line(self, seconds: float = LIMIT) -> str:
+        """The next line that the child tells."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._buffer:
+            remaining = max(0.0, deadline - time.monotonic())
+            if not select.select([self.process.stdout], [], [], remaining)[0]:
+                raise AssertionError(f"the child told nothing for {seconds} s")
+            chunk = os.read(self.process.stdout.fileno(), 65536)
+            if not chunk:
+                raise AssertionError(f"the child ended with {self.process.wait(LIMIT)}")
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode()
+
+    def expect(self, words: str) -> None:
+        """Fail unless this is the next line that the child tells."""
+        line = self.line()
+        assert line == words, f"the child told {line!r}, not {words!r}"
+
+    def is_silent(self, seconds: float) -> bool:
+        """Whether the child tells nothing for a while. What is late passes as silent: use it
+        only to show that something did *not* happen, beside another test that it does."""
+        assert self.process.stdout is not None
+        return not self._buffer and not select.select([self.process.stdout], [], [], seconds)[0]
+
+    def say(self, word: str = "") -> None:
+        """Tell the child something: `heard` returns it."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(word.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """SIGKILL, and see it dead."""
+        self.process.kill()
+        self.process.wait(LIMIT)
+
+    def end(self) -> int:
+        """Close its input and wait for its end; its exit status."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(LIMIT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.process.kill()
+        self.process.wait(LIMIT)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+
+@contextmanager
+def held_elsewhere(tree: Path, **options: object) -> Iterator[Child]:
+    """Another process holds the tree; it lets go on `say()`."""
+    with Child(HOLD, tree, **options) as child:  # type: ignore[arg-type]
+        child.expect("held")
+        yield child
+
+
+def wait_until_blocked(pid: int, seconds: float = LIMIT) -> None:
+    """Until the kernel lists the process as waiting for an flock (Linux)."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            if fields[1] == "->" and fields[2] == "FLOCK" and fields[5] == str(pid):
+                return
+        time.sleep(0.005)
+    raise AssertionError(f"process {pid} never waited for a lock")
+
+
+def open_descriptors() -> set[str]:
+    """What the descriptors of this process lead to, where the system lists them."""
+    found = set()
+    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        try:
+            found.add(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue
+    return found
+
+
+def is_free(path: Path) -> bool:
+    """Whether another open file can lock this one now: flock(2), not this library, says so."""
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True  # whoever makes it can lock it
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def stop_for_good(process: subprocess.Popen[bytes]) -> None:
+    """End a process group, whatever it does."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(LIMIT)
+
+
+def write_project(tree: Path, setup: str = "") -> None:
+    """Make `tree` a project of one module, with what `setup.py` is to do besides."""
+    tree.joinpath("pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "sample"\nversion = "1"\n'
+    )
+    tree.joinpath("sample.py").write_text("ANSWER = 42\n")
+    tree.joinpath("setup.py").write_text(
+        textwrap.dedent(setup) + '\nfrom setuptools import setup\nsetup(py_modules=["sample"])\n'
+    )
+
+
+def uv_build(tree: Path) -> subprocess.Popen[bytes]:
+    """A real uv that builds a wheel of `tree`, offline, with the setuptools that runs here."""
+    options = "--wheel --no-build-isolation --offline --no-config --no-cache --quiet".split()
+    return subprocess.Popen(
+        [sys.executable, "-m", "uv", "build", *options, "--python", sys.executable], cwd=tree
+    )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
+    """Until something is so that no pipe tells of."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it has never come true"
+        time.sleep(0.01)
+
+
+def waiters(path: Path) -> list[int]:
+    """The processes that the kernel lists as waiting for an flock on a file (Linux)."""
+    inode = str(path.stat().st_ino)
+    lines = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return [
+        int(fields[5])
+        for fields in lines
+        if fields[1:3] == ["->", "FLOCK"] and fields[6].rpartition(":")[2] == inode
+    ]
+
+
+def start(*command: object, cwd: Path | None = None, **environ: str) -> subprocess.Popen[str]:
+    """A command that asks nothing, and whose words are kept for `finish`."""
+    return subprocess.Popen(
+        list(map(str, command)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=cwd,
+        env={**os.environ, **environ},
+    )
+
+
+def finish(*processes: subprocess.Popen[str]) -> None:
+    """Wait for their ends, which must be good ones."""
+    try:
+        outputs = [process.communicate(timeout=LIMIT)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # does nothing to one that has ended
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output

@@ -1,0 +1,341 @@
+"""setuptools' own backend under the lock: the same hooks, and no trace of builds that died."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyproject_api
+import pytest
+from projects import Content, Witness, archives, content, make_project
+from pyproject_hooks import BuildBackendHookCaller
+from support import LIMIT, Child, is_free, write_project
+
+from source_tree_lock import build_meta, source_tree_lock
+from source_tree_lock.adapters.hooks import HOOK_NAMES
+
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="what a hook sees is told by flock(2)"),
+    pytest.mark.filterwarnings("ignore::pyproject_hooks.BuildBackendWarning"),
+]
+
+BACKEND = "source_tree_lock.build_meta"
+SETUPTOOLS = importlib.import_module("setuptools.build_meta")  # which has no types
+
+
+# The same hooks
+
+
+@pytest.mark.parametrize("kind", ["module", "legacy"])
+def test_it_offers_exactly_setuptools_hooks_with_their_parameters(kind: str) -> None:
+    ours, theirs = (
+        getattr(module, "__legacy__") if kind == "legacy" else module  # noqa: B009
+        for module in (build_meta, SETUPTOOLS)
+    )
+    offered = {name for name in HOOK_NAMES if hasattr(theirs, name)}
+    assert "build_wheel" in offered
+    assert {name for name in HOOK_NAMES if hasattr(ours, name)} == offered
+    for name in offered:
+        assert inspect.signature(getattr(ours, name)) == inspect.signature(getattr(theirs, name))
+        assert getattr(ours, name).__name__ == name
+    with pytest.raises(AttributeError, match="no_such_hook"):
+        _ = ours.no_such_hook
+
+
+def test_it_follows_a_setuptools_that_offers_fewer_hooks() -> None:
+    script = """
+    import setuptools.build_meta
+    from source_tree_lock import build_meta
+    del setuptools.build_meta.build_editable
+    tell(hasattr(build_meta, "build_editable"), hasattr(build_meta, "build_wheel"))
+    tell("build_editable" in build_meta.__all__, "build_wheel" in build_meta.__all__)
+    """
+    with Child(script) as child:
+        child.expect("False True")
+        child.expect("False True")
+
+
+def test_everything_that_it_offers_can_be_imported_at_once() -> None:
+    namespace: dict[str, object] = {}
+    exec("from source_tree_lock.build_meta import *", namespace)
+    offered = {name for name in HOOK_NAMES if hasattr(SETUPTOOLS, name)}
+    assert set(namespace) - {"__builtins__"} == offered
+
+
+def test_setuptools_is_imported_when_a_hook_is_looked_up() -> None:
+    script = """
+    import sys
+    from source_tree_lock import build_meta
+    legacy = build_meta.__legacy__
+    tell(hasattr(build_meta, "no_such_hook"), hasattr(legacy, "no_such_hook"))
+    tell("setuptools" in sys.modules)
+    build_meta.build_wheel
+    tell("setuptools" in sys.modules)
+    """
+    with Child(script) as child:
+        child.expect("False False")
+        child.expect("False")
+        child.expect("True")
+
+
+@pytest.mark.parametrize("name", [BACKEND, f"{BACKEND}:__legacy__"])
+def test_every_hook_runs_under_the_lock(tree: Path, tmp_path: Path, name: str) -> None:
+    witness = Witness(tree)
+    write_project(tree, witness.setup)
+    if name.endswith("__legacy__"):
+        (tree / "beside.py").touch()  # which only the legacy backend finds
+        write_project(tree, f"import beside\n{witness.setup}")
+    hooks = BuildBackendHookCaller(str(tree), name)
+    hooks.get_requires_for_build_wheel()
+    hooks.prepare_metadata_for_build_wheel(str(tmp_path))
+    hooks.build_wheel(str(tmp_path))
+    hooks.get_requires_for_build_sdist()
+    hooks.build_sdist(str(tmp_path))
+    hooks.get_requires_for_build_editable()
+    hooks.prepare_metadata_for_build_editable(str(tmp_path))
+    hooks.build_editable(str(tmp_path))
+    commands = ("egg_info", "dist_info", "bdist_wheel", "sdist", "editable_wheel")
+    assert witness.report() == {f"{command} locked" for command in commands}
+    assert is_free(source_tree_lock(tree).lock_file)
+
+
+def test_toxs_persistent_backend_holds_the_tree_for_a_hook_not_for_its_life(
+    tree: Path, tmp_path: Path
+) -> None:
+    """pyproject_api's own backend process, which tox keeps, and which calls by keyword."""
+    witness = Witness(tree)
+    write_project(tree, witness.setup)
+    lock_file = source_tree_lock(tree).lock_file
+    backend = Path(pyproject_api.__file__).with_name("_backend.py")
+    calls: list[tuple[str, dict[str, object]]] = [
+        ("get_requires_for_build_wheel", {"config_settings": None}),
+        (
+            "prepare_metadata_for_build_wheel",
+            {"metadata_directory": str(tmp_path / "m"), "config_settings": None},
+        ),
+        (
+            "build_wheel",
+            {
+                "wheel_directory": str(tmp_path / "w"),
+                "config_settings": None,
+                "metadata_directory": str(tmp_path / "m"),
+            },
+        ),
+        ("build_sdist", {"sdist_directory": str(tmp_path / "s"), "config_settings": None}),
+    ]
+    (tmp_path / "m").mkdir()  # as the frontend does
+    with subprocess.Popen(
+        [sys.executable, str(backend), "True", BACKEND],
+        cwd=tree,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number, (command, keywords) in enumerate(calls):
+            result = tmp_path / f"{number}.json"
+            message = {"cmd": command, "kwargs": keywords, "result": str(result)}
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+            while not process.stdout.readline().startswith("Backend: Wrote response"):
+                assert process.poll() is None
+            assert "return" in json.loads(result.read_text()), result.read_text()
+            assert is_free(lock_file)
+            assert {line.split()[1] for line in witness.report()} == {"locked"}
+        process.kill()
+    assert [path.suffix for path in archives(tmp_path / "w")] == [".whl"]
+
+
+# Builds that died
+
+BUILD = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+from source_tree_lock import build_meta
+getattr(build_meta, sys.argv[1])(*sys.argv[2:])
+"""
+
+
+def build(
+    tree: Path, out: Path | None, hook: str = "build_wheel", prelude: str = ""
+) -> tuple[int, str]:
+    """Exit status, and what the library logged."""
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + BUILD, hook, *([str(out)] if out else [])],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    logged = [line for line in done.stderr.splitlines() if line.startswith("source_tree_lock: ")]
+    return done.returncode, "\n".join(logged)
+
+
+def built(tree: Path, out: Path, hook: str = "build_wheel") -> Content:
+    """What the archive of a build that has to succeed holds."""
+    shutil.rmtree(out, ignore_errors=True)
+    assert build(tree, out, hook)[0] == 0
+    [archive] = archives(out)
+    return content(archive)
+
+
+def test_what_a_dead_build_staged_is_removed_and_told_of(tree: Path, tmp_path: Path) -> None:
+    write_project(tree)
+    alone = built(tree, tmp_path / "alone")
+    staged = tree / "build" / "bdist.linux-x86_64" / "wheel" / "left_behind.py"
+    staged.parent.mkdir(parents=True)
+    staged.write_text("")
+    status, logged = build(tree, tmp_path / "out")
+    assert status == 0
+    assert "Removing 'build/bdist.linux-x86_64/wheel'" in logged
+    assert not staged.parent.exists()
+    [wheel] = archives(tmp_path / "out")
+    assert content(wheel) == alone
+
+
+def test_a_build_that_finds_nothing_left_behind_says_nothing(tree: Path, tmp_path: Path) -> None:
+    write_project(tree)
+    for number in range(2):
+        assert build(tree, tmp_path / str(number)) == (0, "")
+
+
+def test_what_a_dead_build_left_half_done_is_done_again(tree: Path, tmp_path: Path) -> None:
+    """To setuptools it is done: it looks newer than its source."""
+    write_project(tree)
+    alone = built(tree, tmp_path / "out")
+    (tree / "build" / "lib" / "sample.py").write_text("")
+    assert built(tree, tmp_path / "out") != alone, "it is no danger"
+    (tree / "build" / ".source-tree-lock-unfinished").touch()
+    status, logged = build(tree, tmp_path / "again")
+    assert (status, "did not finish" in logged) == (0, True)
+    [wheel] = archives(tmp_path / "again")
+    assert content(wheel) == alone
+
+
+@pytest.mark.parametrize("directory", [".", "src"])
+def test_a_temporary_file_in_an_egg_info_is_removed(
+    tree: Path, tmp_path: Path, directory: str
+) -> None:
+    """setuptools would pack it into every wheel and sdist from now on."""
+    if directory == "src":
+        make_project(tree, BACKEND, modules=1)
+    else:
+        write_project(tree)
+    alone = built(tree, tmp_path / "out")
+    egg_info = tree / directory / "sample.egg-info"
+    (egg_info / "tmpx_y2abcd").touch()
+    (egg_info / "own.txt").touch()
+    status, logged = build(tree, None, "get_requires_for_build_wheel")
+    assert (status, "sample.egg-info/tmpx_y2abcd'" in logged) == (0, True)
+    again = built(tree, tmp_path / "out")
+    assert [name.rpartition("/")[2] for name in set(again) - set(alone)] == ["own.txt"]
+
+
+def test_of_an_unfinished_sdist_only_its_own_directory_is_removed(
+    tree: Path, tmp_path: Path
+) -> None:
+    write_project(tree)
+    alone = built(tree, tmp_path / "out", "build_sdist")
+    others = [tree / name for name in ("sample-2", "other-1", "sample", "-", "1", "x-sample-1")]
+    for path in (tree / "sample-1", *others):
+        path.mkdir()
+        (path / "file").touch()
+    status, logged = build(tree, tmp_path / "again", "build_sdist")
+    assert (status, "Removing 'sample-1'" in logged) == (0, True)
+    [sdist] = archives(tmp_path / "again")
+    assert content(sdist) == alone
+    assert all((path / "file").exists() for path in others)
+    shutil.rmtree(tree / "sample.egg-info")
+    (tree / "sample.egg-info").mkdir()
+    assert build(tree, tmp_path / "again", "build_sdist")[0] == 0
+    assert all((path / "file").exists() for path in others)
+
+
+def test_a_projects_own_files_of_the_same_names_stay(tree: Path, tmp_path: Path) -> None:
+    """It may build elsewhere, and have sources where setuptools would build."""
+    write_project(tree)
+    (tree / "setup.cfg").write_text("[build]\nbuild_base = elsewhere\n")
+    own = [tree / "build" / name / "own.py" for name in ("lib", "lib.own", "temp.own")]
+    for path in own:
+        path.parent.mkdir(parents=True)
+        path.write_text("own")
+    (tree / "build" / ".source-tree-lock-unfinished").touch()
+    alone = built(tree, tmp_path / "out")
+    assert "sample.py" in alone
+    assert [path.read_text() for path in own] == ["own"] * 3
+
+
+def test_a_finished_build_leaves_no_mark(tree: Path, tmp_path: Path) -> None:
+    write_project(tree)
+    mark = tree / "build" / ".source-tree-lock-unfinished"
+    built(tree, tmp_path / "out")
+    assert not mark.exists()
+    shutil.rmtree(tree / "build")
+    built(tree, tmp_path / "out", "build_editable")
+    assert not (tree / "build").exists()
+
+
+def test_a_build_that_fails_leaves_a_mark(tree: Path, tmp_path: Path) -> None:
+    write_project(tree, "raise SystemExit(1)")
+    assert build(tree, tmp_path / "out")[0] != 0
+    assert (tree / "build" / ".source-tree-lock-unfinished").exists()
+
+
+#: Counts the files of the tree that are opened to be written, and, when it comes to the one that
+#: it is told, leaves that empty and dies.
+DIES = """
+import atexit, os, signal, sys
+tree, fatal, written = os.getcwd() + os.sep, {fatal}, 0
+def die(event, arguments):
+    global written
+    if event != "open" or not isinstance(arguments[0], (str, bytes)):
+        return
+    path, _, flags = arguments
+    path = os.path.abspath(os.fsdecode(path))
+    # A directory is opened to be written where a temporary file is tried without a name.
+    if flags & (os.O_WRONLY | os.O_RDWR) and path.startswith(tree) and not os.path.isdir(path):
+        written += 1
+        if written == fatal:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(die)
+atexit.register(lambda: print("source_tree_lock: written:", written, file=sys.stderr))
+"""
+
+
+def start_over(tree: Path) -> None:
+    for path in (tree / "build", tree / "src" / "sample.egg-info"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize(("hook", "moments"), [("build_wheel", 10), ("build_sdist", 3)])
+def test_a_build_that_is_killed_poisons_no_later_one(
+    tree: Path, tmp_path: Path, hook: str, moments: int, long_run: bool
+) -> None:
+    make_project(tree, BACKEND, modules=6)
+    right_wheel = built(tree, tmp_path / "out")
+    right_sdist = built(tree, tmp_path / "out", "build_sdist")
+    start_over(tree)
+    status, logged = build(tree, tmp_path / "out", hook, DIES.format(fatal=0))
+    written = int(logged.rpartition(" ")[2])
+    assert status == 0
+    assert written >= moments
+    if long_run:
+        moments = written
+    for moment in range(moments):
+        start_over(tree)
+        fatal = 1 + moment * written // moments
+        status, _ = build(tree, tmp_path / "out", hook, DIES.format(fatal=fatal))
+        assert status == -signal.SIGKILL
+        assert built(tree, tmp_path / "out") == right_wheel, f"killed at file {fatal} of {written}"
+        if hook == "build_sdist":
+            assert built(tree, tmp_path / "out", "build_sdist") == right_sdist

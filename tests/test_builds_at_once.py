@@ -1,0 +1,149 @@
+"""Many builds of one source tree at once, by real tools: none fails, and every archive is right."""
+
+from __future__ import annotations
+
+import os
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from projects import Content, archives, content, make_project
+from support import finish, start, wait_until, waiters
+
+import source_tree_lock as library
+from source_tree_lock import source_tree_lock
+
+pytestmark = [
+    pytest.mark.tools,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(
+        not os.path.exists("/proc/locks"), reason="asks the kernel who waits for a lock"
+    ),
+]
+
+EXAMPLES = Path(__file__).with_name("examples")
+PYTHON = [sys.executable, "-m"]
+OURS = "source_tree_lock.build_meta"
+SDIST = """
+import sys
+from build import ProjectBuilder
+from source_tree_lock.adapters import locked_runner
+ProjectBuilder(sys.argv[1], runner=locked_runner()).build("sdist", sys.argv[2])
+"""
+Command = list[object]
+
+
+def pip(tree: Path, out: Path) -> Command:
+    return [*PYTHON, *"pip wheel -q --no-build-isolation --no-deps -w".split(), out, tree]
+
+
+def build(tree: Path, out: Path) -> Command:
+    return [*PYTHON, *"build -n --wheel -o".split(), out, tree]
+
+
+def uv(tree: Path, out: Path) -> Command:
+    options = "-q --wheel --no-build-isolation --offline --no-config --no-cache".split()
+    return [*PYTHON, "uv", "build", *options, "--python", sys.executable, "-o", out, tree]
+
+
+def alone(backend: str, tmp_path: Path) -> dict[str, Content]:
+    """What a wheel and an sdist have to hold, by suffix."""
+    tree = make_project(tmp_path / "alone" / "tree", backend)
+    out = tmp_path / "alone" / "out"
+    finish(start(*PYTHON, *"build -n --wheel --sdist -o".split(), out, tree))
+    return {archive.suffix: content(archive) for archive in archives(out)}
+
+
+def run_at_once(tree: Path, commands: list[Command], **environ: str) -> None:
+    """Let them all go when the last of them has come to wait for the tree."""
+    with source_tree_lock(tree) as lock:
+        processes = [start(*command, cwd=tree, **environ) for command in commands]
+        wait_until(lambda: len(waiters(lock.lock_file)) == len(commands), seconds=120)
+    finish(*processes)
+
+
+def example(script: str, tree: Path, out: Path) -> Command:
+    return [sys.executable, EXAMPLES / script, tree, out]
+
+
+@pytest.mark.parametrize(
+    "script", ["frontend_build.py", "frontend_pyproject_hooks.py", "frontend_pyproject_api.py"]
+)
+def test_ten_frontends_with_an_adapter_build_right_archives(
+    tree: Path, tmp_path: Path, script: str
+) -> None:
+    """Through locked_runner (every second one makes an sdist), and through locked_hooks."""
+    backend = "setuptools.build_meta"
+    expected = alone(backend, tmp_path)
+    make_project(tree, backend)
+    outs = [tmp_path / str(number) for number in range(10)]
+    commands = [example(script, tree, out) for out in outs]
+    if script == "frontend_build.py":
+        commands[::2] = [[sys.executable, "-c", SDIST, tree, out] for out in outs[::2]]
+    run_at_once(tree, commands)
+    for out in outs:
+        [archive] = archives(out)
+        assert content(archive) == expected[archive.suffix]
+
+
+def test_five_pip_five_build_and_five_uv_build_right_wheels_of_a_project_with_our_backend(
+    tree: Path, tmp_path: Path
+) -> None:
+    expected = alone(OURS, tmp_path)
+    make_project(tree, OURS)
+    outs = [tmp_path / str(number) for number in range(15)]
+    tools = [pip, build, uv] * 5
+    run_at_once(tree, [tool(tree, out) for tool, out in zip(tools, outs, strict=True)])
+    for out in outs:
+        [wheel] = archives(out)
+        assert content(wheel) == expected[".whl"]
+
+
+# Whole tools
+
+
+def packages_of_this_environment() -> str:
+    """What PYTHONPATH has to be for an environment that installs nothing."""
+    found = [path for path in sys.path if path.endswith("-packages")]
+    return os.pathsep.join([str(Path(library.__file__).parents[1]), *found])
+
+
+@pytest.mark.parametrize("tool", ["pip", "uv"])
+def test_an_editable_installation_works(tree: Path, tmp_path: Path, tool: str) -> None:
+    make_project(tree, OURS)
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    commands: dict[str, Command] = {
+        "pip": [*PYTHON, "pip", "--python", python, "install", "--no-deps"],
+        "uv": [*PYTHON, *"uv pip install --offline --no-config --python".split(), python],
+    }
+    command = [*commands[tool], "--no-build-isolation", "-e", tree]
+    run_at_once(tree, [command], PYTHONPATH=packages_of_this_environment())
+    (tree / "src" / "sample" / "added_later.py").write_text("ANSWER = 42")
+    code = "from sample import added_later; assert added_later.ANSWER == 42"
+    finish(start(python, "-c", code))
+
+
+TOX = """
+[testenv]
+package = {package}
+commands = python -c "from sample import module_03; assert module_03.function_2() == 6"
+[testenv:.pkg]
+set_env = PYTHONPATH = {path}
+"""
+
+
+@pytest.mark.parametrize("package", ["wheel", "editable"])
+def test_two_tox_runs_at_once_pass(tree: Path, tmp_path: Path, package: str) -> None:
+    make_project(tree, OURS)
+    pyproject = tree / "pyproject.toml"
+    pyproject.write_text(
+        pyproject.read_text().replace('requires = ["setuptools"]', "requires = []")
+    )
+    (tree / "tox.ini").write_text(TOX.format(package=package, path=packages_of_this_environment()))
+    directories = [tmp_path / "one", tmp_path / "two"]
+    commands: list[Command] = [
+        [*PYTHON, "tox", "run", "-e", "py", "--workdir", directory] for directory in directories
+    ]
+    run_at_once(tree, commands, PIP_NO_INDEX="1")

@@ -1,0 +1,111 @@
+"""That the main job counts what it says: a lock that does not hold makes it fail."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module of the main job."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module("concurrent_builds")
+    for name in set(sys.modules) - before:
+        path = getattr(sys.modules[name], "__file__", None)
+        if path and Path(path).parent == BENCHMARKS:
+            del sys.modules[name]
+
+
+def wheel(directory: Path, members: dict[str, str]) -> Path:
+    directory.mkdir()
+    with zipfile.ZipFile(directory / "sample-1.0-py3-none-any.whl", "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return directory
+
+
+RIGHT = {"sample/a.py": "1", "sample/b.py": "2", "sample-1.0.dist-info/RECORD": "a\nb\n"}
+WRONG = {
+    "a module is missing": {name: text for name, text in RIGHT.items() if name != "sample/b.py"},
+    "a module is empty": {**RIGHT, "sample/b.py": ""},
+    "a module is there twice": {**RIGHT, "build/lib/sample/a.py": "1"},
+    "the record is another": {**RIGHT, "sample-1.0.dist-info/RECORD": "a\n"},
+}
+
+
+@pytest.mark.parametrize("members", WRONG.values(), ids=WRONG)
+def test_a_wheel_with_other_content_is_counted_as_wrong(
+    job: Any, tmp_path: Path, members: dict[str, str]
+) -> None:
+    tally = job.Tally("some builds")
+    expected = job.wheel_content(wheel(tmp_path / "expected", RIGHT))
+    tally.count(wheel(tmp_path / "built", members), 0, "", expected)
+    assert (tally.failed, tally.wrong, tally.right) == (0, 1, 0)
+    assert not tally.is_perfect()
+
+
+def test_a_wheel_whose_record_is_in_another_order_is_right(job: Any, tmp_path: Path) -> None:
+    tally = job.Tally("some builds")
+    expected = job.wheel_content(wheel(tmp_path / "expected", RIGHT))
+    built = wheel(tmp_path / "built", {**RIGHT, "sample-1.0.dist-info/RECORD": "b\na\n"})
+    tally.count(built, 0, "", expected)
+    assert tally.is_perfect()
+
+
+@pytest.mark.parametrize("damage", ["no wheel", "two wheels", "cut short"])
+def test_a_build_that_says_it_succeeded_and_left_no_readable_wheel_is_wrong(
+    job: Any, tmp_path: Path, damage: str
+) -> None:
+    expected = job.wheel_content(wheel(tmp_path / "expected", RIGHT))
+    (built,) = wheel(tmp_path / "built", RIGHT).iterdir()
+    if damage == "no wheel":
+        built.unlink()
+    elif damage == "two wheels":
+        built.with_name("sample-2.0-py3-none-any.whl").write_bytes(built.read_bytes())
+    else:
+        built.write_bytes(built.read_bytes()[:-10])
+    tally = job.Tally("some builds")
+    tally.count(built.parent, 0, "", expected)
+    assert (tally.failed, tally.wrong, tally.right) == (0, 1, 0)
+
+
+def test_a_build_that_fails_under_the_lock_makes_the_main_job_fail_and_say_so(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_build = job.start_build
+
+    def start_one_that_fails(tree: Path, wheels: Path, temp: Path, *, locked: bool) -> Any:
+        if locked and not broken:
+            broken.append(wheels)
+            wheels.mkdir(parents=True)
+            return subprocess.Popen(
+                [sys.executable, "-c", "print(flush=True); input(); raise SystemExit('broken')"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        return start_build(tree, wheels, temp, locked=locked)
+
+    broken: list[Path] = []
+    monkeypatch.setattr(job, "start_build", start_one_that_fails)
+    picture = tmp_path / "new" / "picture.svg"
+    arguments = ["--builds", "2", "--rounds", "1", "--no-unlocked", "--svg", str(picture)]
+    monkeypatch.setattr(sys, "argv", ["concurrent_builds.py", *arguments])
+    assert job.main() == 1
+    told = capsys.readouterr().out
+    assert "every wheel should have been right" in told
+    assert picture.read_text(encoding="utf-8").startswith("<svg")

@@ -1,0 +1,189 @@
+"""The examples that the README shows, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from projects import archives, content
+from support import (
+    LIMIT,
+    finish,
+    held_elsewhere,
+    is_free,
+    start,
+    wait_until,
+    waiters,
+    write_project,
+)
+
+from source_tree_lock import source_tree_lock
+
+EXAMPLES = Path(__file__).with_name("examples")
+SCRIPTS = [
+    "frontend_build.py",
+    "frontend_pyproject_hooks.py",
+    "frontend_pyproject_api.py",
+    "build_script.py",
+]
+pytestmark = pytest.mark.skipif(
+    not os.path.exists("/proc/locks"), reason="asks the kernel who waits for a lock"
+)
+
+
+def example(script: str, *arguments: object) -> subprocess.Popen[str]:
+    return start(sys.executable, EXAMPLES / script, *arguments)
+
+
+def modules(out: Path) -> set[str]:
+    """The modules in the one wheel of a directory."""
+    [wheel] = archives(out)
+    return {name for name in content(wheel) if name.endswith(".py")}
+
+
+def lock_file_of(tree: Path) -> Path:
+    return source_tree_lock(tree).lock_file
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_it_waits_for_the_tree_and_builds(tree: Path, tmp_path: Path, script: str) -> None:
+    write_project(tree)
+    before = set(tree.iterdir())
+    with held_elsewhere(tree) as holder:
+        process = example(script, tree, tmp_path / "out")
+        wait_until(lambda: waiters(lock_file_of(tree)) != [])
+        assert set(tree.iterdir()) == before
+        holder.say()
+        finish(process)
+    assert modules(tmp_path / "out") == {"sample.py"}
+
+
+def test_the_decorated_script_builds_right_wheels_at_once(tree: Path, tmp_path: Path) -> None:
+    write_project(tree)
+    outs = [tmp_path / str(number) for number in range(4)]
+    finish(*(example("build_script.py", tree, out) for out in outs))
+    assert [modules(out) for out in outs] == [{"sample.py"}] * 4
+
+
+# The async frontend
+
+
+def test_the_async_frontend_builds_several_trees_at_once(tmp_path: Path) -> None:
+    trees = [tmp_path / name for name in ("one", "two", "three")]
+    for tree in trees:
+        tree.mkdir()
+        write_project(tree)
+    with held_elsewhere(trees[0]) as holder:
+        process = example("frontend_async.py", *trees)
+        wait_until(lambda: all(archives(tree / "dist") for tree in trees[1:]))
+        assert not (trees[0] / "dist").exists()
+        holder.say()
+        finish(process)
+    assert [modules(tree / "dist") for tree in trees] == [{"sample.py"}] * 3
+
+
+SLOW = """
+import os, pathlib, time
+pathlib.Path("started.part").write_text(str(os.getpid()))
+os.rename("started.part", "started")
+time.sleep(600)
+"""
+FAILS = """
+import pathlib, time
+while not pathlib.Path("../one/started").exists() or not pathlib.Path("../two/started").exists():
+    time.sleep(0.01)
+raise SystemExit("it cannot be built")
+"""
+
+
+@pytest.mark.parametrize("what", ["Ctrl-C", "a build that fails"])
+def test_the_async_frontend_ends_what_it_started(tmp_path: Path, what: str) -> None:
+    trees = [tmp_path / name for name in ("one", "two", "fails")]
+    for tree, setup in zip(trees, (SLOW, SLOW, FAILS), strict=True):
+        tree.mkdir()
+        write_project(tree, setup)
+    slow = trees[:2]
+    process = example("frontend_async.py", *(slow if what == "Ctrl-C" else trees))
+    wait_until(lambda: all((tree / "started").exists() for tree in slow))
+    if what == "Ctrl-C":
+        process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0
+    assert ("fails: the build failed" in output) is (what != "Ctrl-C")
+    for tree in slow:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tree / "started").read_text()), 0)
+        assert is_free(lock_file_of(tree))
+
+
+# Projects
+
+PIP = [sys.executable, *"-m pip wheel -q --no-build-isolation --no-deps -w".split()]
+UV = [sys.executable, *"-m uv build -q --wheel --no-build-isolation --offline --no-config".split()]
+
+
+def project(name: str, directory: Path) -> Path:
+    return shutil.copytree(EXAMPLES / name, directory / "project")
+
+
+def test_the_in_tree_backend_builds_right_wheels_under_every_frontend(tmp_path: Path) -> None:
+    tree = project("in_tree_backend", tmp_path)
+    outs = [tmp_path / str(number) for number in range(4)]
+    finish(
+        start(*PIP, outs[0], tree),
+        start(sys.executable, *"-m build -nxw -o".split(), outs[1], tree),
+        start(*UV, "--python", sys.executable, "-o", outs[2], tree),
+        example("frontend_build.py", tree, outs[3]),  # which hands the hold over
+    )
+    assert [modules(out) for out in outs] == [{"answer.py"}] * 4
+
+
+CALL = """
+import sys
+from pyproject_hooks import BuildBackendHookCaller
+hooks = BuildBackendHookCaller(".", "backend", ["build_backend"])
+getattr(hooks, sys.argv[1])(*sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("hook", ["build_wheel", "get_requires_for_build_wheel"])
+def test_the_in_tree_backend_waits_for_the_tree(tmp_path: Path, hook: str) -> None:
+    tree = project("in_tree_backend", tmp_path)
+    arguments = [tmp_path / "out"] if hook == "build_wheel" else []
+    with held_elsewhere(tree) as holder:
+        process = start(sys.executable, "-c", CALL, hook, *arguments, cwd=tree)
+        wait_until(lambda: waiters(lock_file_of(tree)) != [])
+        assert not (tree / "answer.py").exists()
+        assert not (tree / "sample.egg-info").exists()
+        holder.say()
+        finish(process)
+    assert (tree / "sample.egg-info").exists()
+
+
+@pytest.mark.parametrize("frontend", ["pip", "uv", "frontend_build.py"])
+def test_the_decorated_step_runs_under_every_frontend(tmp_path: Path, frontend: str) -> None:
+    """uv and our own frontend hold the tree, as they should, while the step takes the lock."""
+    tree, out = project("setup_step", tmp_path), tmp_path / "out"
+    if frontend == "pip":
+        finish(start(*PIP, out, tree))
+    elif frontend == "uv":
+        finish(start(*UV, "--python", sys.executable, "-o", out, tree))
+    else:
+        finish(example(frontend, tree, out))
+    assert modules(out) == {"answer.py"}
+
+
+def test_the_decorated_step_waits_for_the_tree(tmp_path: Path) -> None:
+    tree = project("setup_step", tmp_path)
+    with held_elsewhere(tree) as holder:
+        process = start(*PIP, tmp_path / "out", tree)
+        wait_until(lambda: waiters(lock_file_of(tree)) != [])
+        assert not (tree / "answer.py").exists()
+        holder.say()
+        finish(process)
+    assert modules(tmp_path / "out") == {"answer.py"}

@@ -1,0 +1,182 @@
+"""The house: who may import whom, and what an import of the library costs nobody."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import LIMIT
+
+import source_tree_lock
+
+PACKAGE = "source_tree_lock"
+SOURCE = Path(source_tree_lock.__file__).parent
+
+#: Each module may import what stands before it, and nothing else of the library.
+LOWEST_FIRST = [
+    "errors",
+    "_log",
+    "_digest",
+    "_kernel",
+    "_mounts",
+    "_tree",
+    "_owner",
+    "_holder",
+    "_handover",
+    "_waiting",
+    "_entry",
+    "_lock",
+    "__init__",
+    "adapters.rule",
+    "adapters.runner",
+    "adapters.hooks",
+    "adapters.__init__",
+    "build_meta",
+    "__main__",
+]
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
+        for path in SOURCE.rglob("*.py")
+    }
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All statements but those that only a type checker sees."""
+    yield node
+    children = list(ast.iter_child_nodes(node))
+    if (
+        isinstance(node, ast.If)
+        and isinstance(node.test, ast.Name)
+        and node.test.id == "TYPE_CHECKING"
+    ):
+        children = list(node.orelse)
+    for child in children:
+        yield from statements(child)
+
+
+def imported(name: str, source: str) -> set[str]:
+    """The modules of the library that `name`, which has this source, imports when it runs."""
+    package = name.split(".")[:-1]
+    found: set[str] = set()
+
+    def add(parts: list[str], names: list[str]) -> None:
+        # `from . import x` may mean a module x or a name in the package.
+        for each in names:
+            path = [*parts, each]
+            if (SOURCE.joinpath(*path).with_suffix(".py")).exists():
+                found.add(".".join(path))
+            elif SOURCE.joinpath(*parts).is_dir():
+                found.add(".".join([*parts, "__init__"]))
+            else:
+                found.add(".".join(parts))
+
+    for node in statements(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                first, *rest = alias.name.split(".")
+                if first == PACKAGE:
+                    add(rest[:-1], rest[-1:] or ["__init__"])
+        elif isinstance(node, ast.ImportFrom):
+            parts = (node.module or "").split(".") if node.module else []
+            if node.level:
+                # In a package's own `__init__`, one dot is the package as well.
+                base = package[: len(package) - (node.level - 1)]
+            elif parts[:1] == [PACKAGE]:
+                base, parts = [], parts[1:]
+            else:
+                continue
+            add([*base, *parts], [alias.name for alias in node.names])
+    return found - {name}
+
+
+def test_every_module_has_its_place() -> None:
+    assert sorted(modules()) == sorted(LOWEST_FIRST)
+
+
+@pytest.mark.parametrize("name", LOWEST_FIRST)
+def test_imports_run_downwards(name: str) -> None:
+    below = set(LOWEST_FIRST[: LOWEST_FIRST.index(name)])
+    upwards = imported(name, modules()[name].read_text("utf-8")) - below
+    assert not upwards, f"{name} imports {', '.join(sorted(upwards))}, which stand above it"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "expected"),
+    [
+        ("_tree", "from ._lock import x", {"_lock"}),
+        ("_tree", "from . import _lock, cache_digest", {"_lock", "__init__"}),
+        ("_tree", "def f():\n    from source_tree_lock._lock import x", {"_lock"}),
+        ("_tree", "import source_tree_lock._lock as lock", {"_lock"}),
+        ("_tree", "import source_tree_lock", {"__init__"}),
+        ("_tree", "from source_tree_lock import source_tree_lock", {"__init__"}),
+        ("adapters.rule", "from .._lock import x", {"_lock"}),
+        ("adapters.rule", "from .hooks import x", {"adapters.hooks"}),
+        ("adapters.__init__", "from .hooks import x", {"adapters.hooks"}),
+        ("adapters.__init__", "from . import hooks", {"adapters.hooks"}),
+        ("_tree", "from .adapters import locked_hooks", {"adapters.__init__"}),
+        ("_tree", "import os\nfrom typing import Any", set()),
+        ("_tree", "if TYPE_CHECKING:\n    from ._lock import x", set()),
+        ("_tree", "if TYPE_CHECKING:\n    pass\nelse:\n    from ._lock import x", {"_lock"}),
+    ],
+)
+def test_an_import_that_runs_upwards_would_be_found(
+    name: str, source: str, expected: set[str]
+) -> None:
+    assert imported(name, source) == expected
+
+
+def in_a_bare_interpreter(code: str, *options: str) -> str:
+    prelude = f"import sys; sys.path[:0] = {[str(SOURCE.parent)]!r}\n"
+    return subprocess.run(
+        [sys.executable, *options, "-c", prelude + code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    ).stdout
+
+
+#: What takes longer to import than the library, and what only some of its uses need.
+EXPENSIVE = (
+    "portalocker logging asyncio pathlib inspect subprocess typing typing_extensions dataclasses "
+    "tempfile ctypes setuptools pyproject_hooks tomllib tomli trio"
+).split()
+
+
+def test_an_import_of_the_library_imports_nothing_expensive() -> None:
+    told = in_a_bare_interpreter(
+        "before = set(sys.modules)\n"
+        "from source_tree_lock import source_tree_lock\n"
+        "print(*sorted(set(sys.modules) - before))",
+        *("-I", "-S"),  # what `site` imports, for whatever is installed, would hide ours
+    )
+    assert "source_tree_lock._lock" in told.split()
+    assert set(told.split()) & set(EXPENSIVE) == set()
+
+
+def test_portalocker_is_imported_at_the_first_acquisition(tmp_path: Path) -> None:
+    told = in_a_bare_interpreter(
+        "from source_tree_lock import source_tree_lock\n"
+        f"lock = source_tree_lock({str(tmp_path)!r})\n"
+        "lock.lock_file, lock.tree, lock.locked(), repr(lock)\n"
+        "print('portalocker' in sys.modules)\n"
+        "with lock: print('portalocker' in sys.modules)"
+    )
+    assert told.split() == ["False", "True"]
+
+
+def test_the_backend_imports_setuptools_only_when_it_is_asked_for_a_hook() -> None:
+    told = in_a_bare_interpreter(
+        "import source_tree_lock.build_meta as backend\n"
+        "print('setuptools' in sys.modules)\n"
+        "backend.build_wheel\n"
+        "print('setuptools' in sys.modules)"
+    )
+    assert told.split() == ["False", "True"]

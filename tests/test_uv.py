@@ -1,0 +1,153 @@
+"""uv and the library take the very same lock: each waits for the other. With the real uv."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import (
+    LIMIT,
+    Child,
+    uv_build,
+    wait_until,
+    wait_until_blocked,
+    write_project,
+)
+
+from source_tree_lock import LockTimeout, source_tree_lock
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="asks /proc/locks; Windows has tests of its own"
+)
+
+#: A build that says by a file that it is under way, and waits for the other end of a pipe.
+PAUSE = f"""
+import signal, sys
+if "bdist_wheel" in sys.argv:
+    open("building", "w").close()
+    signal.alarm({int(LIMIT)})
+    open("go").close()
+"""
+
+#: A build or an entry that fails if anybody else is inside.
+ALONE = """
+import os, sys, time
+if "bdist_wheel" in sys.argv or sys.argv[0] == "-c":
+    os.mkdir("inside")
+    time.sleep(0.02)
+    os.rmdir("inside")
+"""
+
+
+@contextmanager
+def ended(build: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """It ends with the block, however the block ends."""
+    try:
+        yield build
+    finally:
+        build.kill()
+        build.wait(LIMIT)
+
+
+def wheels(tree: Path) -> list[str]:
+    return [path.name for path in tree.glob("dist/*.whl")]
+
+
+@contextmanager
+def paused_build(tree: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A uv build in its middle; `go_on` has it finish."""
+    os.mkfifo(tree / "go")
+    write_project(tree, PAUSE)
+    with ended(uv_build(tree)) as build:
+        wait_until((tree / "building").exists)
+        try:
+            yield build
+        finally:
+            if build.poll() is None:
+                go_on(tree)
+
+
+def go_on(tree: Path) -> None:
+    (tree / "go").open("w").close()
+
+
+def test_uv_waits_until_we_let_go(tree: Path) -> None:
+    write_project(tree, 'import sys\nif "bdist_wheel" in sys.argv: open("building", "w").close()')
+    lock = source_tree_lock(tree, timeout=0)
+    lock.acquire()
+    with ended(uv_build(tree)) as build:
+        wait_until_blocked(build.pid)
+        assert not (tree / "building").exists()
+        assert wheels(tree) == []
+        assert build.poll() is None
+        lock.release()
+        assert build.wait(LIMIT) == 0
+    assert (tree / "building").exists()
+    assert wheels(tree) == ["sample-1-py3-none-any.whl"]
+
+
+def test_our_bounded_wait_times_out_while_uv_builds(tree: Path, no_leaks: object) -> None:
+    async def enter() -> None:
+        async with source_tree_lock(tree, timeout=0.1):
+            raise AssertionError("inside with uv")
+
+    with paused_build(tree) as build:
+        assert not source_tree_lock(tree).acquire(blocking=False)
+        with pytest.raises(LockTimeout) as caught:
+            source_tree_lock(tree, timeout=0.1).__enter__()
+        assert caught.value.holder is not None
+        assert (caught.value.holder.pid, caught.value.holder.program) == (build.pid, "uv")
+        with pytest.raises(LockTimeout):
+            asyncio.run(enter())
+        assert build.poll() is None
+        go_on(tree)
+        assert build.wait(LIMIT) == 0
+        assert wheels(tree) == ["sample-1-py3-none-any.whl"]
+    with source_tree_lock(tree, timeout=LIMIT):
+        pass
+
+
+@pytest.mark.parametrize("timeout", [None, LIMIT])
+def test_we_get_in_when_uv_has_built(timeout: float | None, tree: Path) -> None:
+    script = f"""
+        import os
+        from source_tree_lock import source_tree_lock
+        with source_tree_lock(sys.argv[1], timeout={timeout}):
+            tell(*(name for name in os.listdir(sys.argv[1] + "/dist") if name.endswith(".whl")))
+    """
+    with paused_build(tree) as build, Child(script, tree) as child:
+        wait_until_blocked(child.pid)
+        assert child.is_silent(0.1)
+        go_on(tree)
+        child.expect("sample-1-py3-none-any.whl")
+        assert build.wait(LIMIT) == 0
+
+
+def test_builds_of_uv_and_our_entries_never_meet(tree: Path, long_run: bool) -> None:
+    write_project(tree, ALONE)
+    script = f"""
+        import os
+        from source_tree_lock import source_tree_lock
+        os.chdir(sys.argv[1])
+        for _ in range(20):
+            with source_tree_lock():
+                exec({ALONE!r})
+        tell("never met anybody")
+    """
+    for _ in range(10 if long_run else 1):
+        builds = [uv_build(tree) for _ in range(4)]
+        try:
+            with Child(script, tree) as first, Child(script, tree) as second:
+                for child in (first, second):
+                    child.expect("never met anybody")
+            assert [build.wait(LIMIT) for build in builds] == [0, 0, 0, 0]
+        finally:
+            for build in builds:
+                build.kill()
+                build.wait(LIMIT)
