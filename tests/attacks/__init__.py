@@ -1,0 +1,1 @@
+"""Attacks on the promises, from outside: real processes, real faults, and models of both."""

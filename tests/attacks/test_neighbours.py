@@ -1,0 +1,283 @@
+"""What others put in the way of a lock file: the right error or the right wait, nothing harmed."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import stat
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import is_free, wait_until_blocked
+
+from source_tree_lock import LockTimeout, LockUnavailable, source_tree_lock
+
+from .crew import BECOME_NOBODY, Crew, Member
+
+
+@contextmanager
+def _refused(tree: Path, number: int) -> Iterator[Path]:
+    """The lock file's path, to put something there; afterwards, an error that names it."""
+    lock_file = source_tree_lock(tree).lock_file
+    yield lock_file
+    with pytest.raises(LockUnavailable) as caught, source_tree_lock(tree, timeout=1):
+        pass
+    assert caught.value.errno == number
+    assert caught.value.filename == str(lock_file)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("kind", ["a file", "a directory", "a device", "nothing"])
+def test_a_symlink_is_never_followed(
+    tree: Path, tmp_path: Path, no_leaks: object, kind: str
+) -> None:
+    target = tmp_path / "target"
+    if kind == "a file":
+        target.write_text("private")
+    elif kind == "a directory":
+        target.mkdir()
+    elif kind == "a device":
+        target = Path(os.devnull)
+    before = _look(target)
+    with _refused(tree, errno.ELOOP) as lock_file:
+        lock_file.symlink_to(target)
+    assert _look(target) == before
+    assert lock_file.is_symlink()
+
+
+def _look(path: Path) -> tuple[object, ...] | None:
+    if not path.exists():
+        return None
+    status = path.stat()
+    content = path.read_text() if path.is_file() else None
+    return status.st_mode, status.st_uid, status.st_size, status.st_mtime_ns, content
+
+
+def test_a_fifo_neither_blocks_nor_is_written_to(tree: Path, no_leaks: object) -> None:
+    with _refused(tree, errno.EINVAL) as lock_file:
+        os.mkfifo(lock_file)
+        reader = os.open(lock_file, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert os.read(reader, 100) == b""
+    finally:
+        os.close(reader)
+
+
+def test_a_socket_is_refused(tree: Path, no_leaks: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as server, _refused(tree, errno.ENXIO) as lock_file:
+        monkeypatch.chdir(lock_file.parent)  # the path of a socket is short
+        server.bind(lock_file.name)
+
+
+def test_a_directory_is_refused(tree: Path, no_leaks: object) -> None:
+    with _refused(tree, errno.EISDIR) as lock_file:
+        lock_file.mkdir()
+        (lock_file / "file").write_text("private")
+    assert (lock_file / "file").read_text() == "private"
+
+
+def test_a_device_is_refused(tree: Path, no_leaks: object) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make a device")
+    with _refused(tree, errno.EINVAL) as lock_file:
+        try:
+            os.mknod(lock_file, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("devices cannot be made here")
+        if not _opens(lock_file):
+            lock_file.unlink()
+            pytest.skip("devices do not work on this file system")
+
+
+def _opens(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("content", [b"", b"private", b"private" * 10_000])
+def test_a_hard_link_to_a_private_file_is_locked_and_never_written_to(
+    tree: Path, tmp_path: Path, no_leaks: object, content: bytes
+) -> None:
+    private = tmp_path / "private"
+    private.write_bytes(content)
+    private.chmod(0o600)
+    before = _look(private)
+    lock = source_tree_lock(tree, timeout=1)
+    os.link(private, lock.lock_file)
+    with lock:
+        assert not is_free(lock.lock_file)
+        assert private.read_bytes() == content
+        # Nobody would believe what is handed over, so nothing is.
+        with pytest.raises(LockUnavailable):
+            _ = lock.environ
+    assert is_free(lock.lock_file)
+    assert private.read_bytes() == content
+    assert _look(private) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x00" * 3_000_000,
+        b"\xff\xfe" * 1_500_000,
+        b"\x1b[2J\x1b]0;owned\x07\x1b[31m" * 100,
+        b"[" * 4000,
+        b'{"pid": 1e400, "host": "\xff"}',
+        b'{"pid": -1, "host": "", "program": "", "pid_namespace": 0, "since": 0, "token": ""}',
+        b'{"pid": 1' + b"0" * 4000 + b"}",
+        json.dumps(
+            {
+                "pid": 1,
+                "host": os.uname().nodename,
+                "program": "\x1b[2Jowned\r\n\u202e",
+                "pid_namespace": os.stat("/proc/self/ns/pid").st_ino
+                if os.path.exists("/proc/self/ns/pid")
+                else 0,
+                "since": 1,
+                "token": "t" * 32,
+            }
+        ).encode(),
+    ],
+    ids=["zeros", "no text", "escapes", "brackets", "infinity", "nothing", "digits", "a program"],
+)
+def test_junk_in_a_lock_file_keeps_nobody_out_and_is_not_repeated(
+    tree: Path,
+    no_leaks: object,
+    content: bytes,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    lock = source_tree_lock(tree, timeout=0.05)
+    lock.lock_file.write_bytes(content)
+    assert lock.holder() is None
+    with lock:
+        holder = lock.holder()
+        assert holder is not None
+        assert holder.pid == os.getpid()
+    assert lock.holder() is None
+    # Held by somebody who writes no record, as uv does, the junk stays for the waiter to read.
+    lock.lock_file.write_bytes(content)
+    with open(lock.lock_file, "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with caplog.at_level(logging.DEBUG), pytest.raises(LockTimeout) as caught, lock:
+            pass
+    printed = capfd.readouterr()
+    told = f"{caught.value} {caplog.text} {printed.out} {printed.err} {lock.holder()}"
+    assert "owned" not in told
+    assert all(character.isprintable() or character in "\n " for character in told)
+
+
+# Two users
+
+_HOLD = """
+    tell("ready")
+    heard()
+    try:
+        with source_tree_lock(sys.argv[1]):
+            tell("held")
+            heard()
+        tell("released")
+    except LockUnavailable as error:
+        tell("refused", error.errno)
+"""
+
+
+def _start(crew: Crew, user: str, tree: Path) -> Member:
+    script = (BECOME_NOBODY if user == "nobody" else "") + textwrap.dedent(_HOLD)
+    member = crew.start(script, tree)
+    member.expect("ready")
+    return member
+
+
+def test_another_users_private_file_is_refused(crew: Crew, shared: Path) -> None:
+    tree = _public_tree(shared)
+    lock_file = source_tree_lock(tree).lock_file
+    lock_file.write_text("private")
+    lock_file.chmod(0o600)
+    member = _start(crew, "nobody", tree)
+    member.say("go")
+    member.expect(f"refused {errno.EACCES}")
+    assert lock_file.read_text() == "private"
+
+
+def test_another_users_file_that_may_only_be_read_is_locked(crew: Crew, shared: Path) -> None:
+    tree = _public_tree(shared)
+    lock_file = source_tree_lock(tree).lock_file
+    lock_file.write_text("read me")
+    lock_file.chmod(0o644)
+    member = _start(crew, "nobody", tree)
+    member.say("go")
+    member.expect("held")
+    assert not is_free(lock_file)
+    with pytest.raises(LockTimeout), source_tree_lock(tree, timeout=0.05):
+        pass
+    member.say("leave")
+    member.expect("released")
+    assert lock_file.read_text() == "read me"
+
+
+def test_another_users_fifo_that_may_only_be_read_does_not_block(crew: Crew, shared: Path) -> None:
+    tree = _public_tree(shared)
+    lock_file = source_tree_lock(tree).lock_file
+    os.mkfifo(lock_file)
+    lock_file.chmod(0o444)
+    member = _start(crew, "nobody", tree)
+    member.say("go")
+    member.expect(f"refused {errno.EINVAL}")
+
+
+def _public_tree(shared: Path) -> Path:
+    tree = shared.parent / "tree"
+    tree.mkdir()
+    return tree
+
+
+@contextmanager
+def _protected_regular(level: int) -> Iterator[None]:
+    """The kernel's fs.protected_regular, set, and put back."""
+    setting = Path("/proc/sys/fs/protected_regular")
+    try:
+        before = setting.read_text()
+        setting.write_text(str(level))
+    except OSError as error:
+        pytest.skip(f"fs.protected_regular cannot be set here ({error})")
+    try:
+        yield
+    finally:
+        setting.write_text(before)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("mode", [0o1777, 0o777, 0o1770], ids=["sticky", "open", "group"])
+@pytest.mark.parametrize("order", [("root", "nobody"), ("nobody", "root")])
+def test_two_users_lock_one_tree_in_turn_whoever_came_first(
+    crew: Crew, shared: Path, order: tuple[str, str], mode: int, level: int
+) -> None:
+    """Whatever the kernel thinks of O_CREAT on another user's file in a shared directory."""
+    os.chown(shared, 0, 65534)
+    shared.chmod(mode)
+    tree = _public_tree(shared)
+    lock_file = source_tree_lock(tree).lock_file
+    with _protected_regular(level):
+        for first, second in (order, order[::-1], order):
+            holder, waiter = _start(crew, first, tree), _start(crew, second, tree)
+            holder.say("go")
+            holder.expect("held")
+            waiter.say("go")
+            wait_until_blocked(waiter.pid)
+            holder.say("leave")
+            holder.expect("released")
+            waiter.expect("held")
+            waiter.say("leave")
+            waiter.expect("released")
+    assert stat.S_IMODE(lock_file.stat().st_mode) == 0o666

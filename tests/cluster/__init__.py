@@ -1,0 +1,1 @@
+"""Two hosts and a real distributed file system. Run with ``--cluster``."""

@@ -1,0 +1,359 @@
+"""Two hosts that share a source tree on a GlusterFS volume, with the lock files on it."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from projects import archives, content, make_project
+from support import HOLD, LIMIT, Child, wait_until
+
+from .volume import Host, Volume
+
+#: Enters, tells whether it got in, and writes into the tree when it is told to. Arguments: the
+#: tree; seconds to wait, or nothing for ever.
+BUILD = """
+    import logging, os, sys
+    from source_tree_lock import LockTimeout, LockUnavailable, source_tree_lock
+    logging.basicConfig(stream=sys.stdout, format="%(levelname)s: %(message)s")
+    lock = source_tree_lock(sys.argv[1], timeout=float(sys.argv[2]) if sys.argv[2] else None)
+    try:
+        with lock:
+            tell("held")
+            while heard() == "write":
+                try:
+                    with open(sys.argv[1] + "/built", "a") as file:
+                        os.fsync(file.fileno())
+                    tell("written")
+                except OSError:
+                    tell("cannot write")
+        tell("left")
+    except LockTimeout as error:
+        tell("timed out:", error)
+    except LockUnavailable as error:
+        tell("unavailable:", error)
+"""
+
+#: Enters so many times, and each time writes into a log who it is, and whether it is alone.
+TAKE_TURNS = """
+    import os, sys
+    from source_tree_lock import source_tree_lock
+    tree, name, turns = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    tell("ready")
+    heard()
+    for _ in range(turns):
+        with source_tree_lock(tree):
+            try:
+                os.close(os.open(f"{tree}/inside", os.O_CREAT | os.O_EXCL))
+                alone = True
+            except FileExistsError:
+                alone = False
+            with open(f"{tree}/log", "a") as log:
+                print(name, "alone" if alone else "not-alone", file=log)
+            if alone:
+                os.unlink(f"{tree}/inside")
+    tell("done")
+"""
+
+#: Builds a wheel. Arguments: the tree; where to put the wheel.
+BUILD_WHEEL = """
+    import os, sys
+    from build import ProjectBuilder
+    from source_tree_lock.adapters import locked_runner
+    builder = ProjectBuilder(sys.argv[1], runner=locked_runner())
+    tell("ready")
+    heard()
+    told = os.dup(1)
+    os.dup2(2, 1)  # what setuptools prints is not for the test
+    builder.build("wheel", sys.argv[2])
+    os.dup2(told, 1)
+    tell("built")
+"""
+
+_FLOCK = {"x86_64": "73", "aarch64": "32"}  # numbers of the system call
+
+
+class Shared:
+    """A source tree and a lock directory on the volume, and processes on its hosts."""
+
+    def __init__(self, volume: Volume, name: str, stack: ExitStack) -> None:
+        self.hosts = volume.hosts
+        self.tree = volume.directory(name)
+        self.lock_dir = volume.path / "locks"
+        self._stack = stack
+
+    def start(
+        self, host: Host, script: str, *arguments: object, lock_files_shared: bool = True
+    ) -> Child:
+        lock_dir = self.lock_dir if lock_files_shared else None
+        return self._stack.enter_context(host.child(script, *arguments, lock_dir=lock_dir))
+
+    def hold(self, host: Host) -> Child:
+        """A process that waits for the tree and holds it until it is told to let go."""
+        return self.start(host, HOLD, self.tree)
+
+    def build(self, host: Host, seconds: float | str = "") -> Child:
+        """A process that runs `BUILD`."""
+        return self.start(host, BUILD, self.tree, seconds)
+
+
+@pytest.fixture
+def shared(volume: Volume, request: pytest.FixtureRequest) -> Iterator[Shared]:
+    with ExitStack() as stack:
+        yield Shared(volume, request.node.name, stack)
+
+
+def wait_until_blocked(child: Child) -> None:
+    """Until a thread of it is in flock(2): /proc/locks lists no waiters of FUSE."""
+
+    def is_blocked() -> bool:
+        threads = Path(f"/proc/{child.pid}/task").glob("*/syscall")
+        return any(path.read_text().split()[0] == _FLOCK[platform.machine()] for path in threads)
+
+    wait_until(is_blocked)
+
+
+def test_another_host_is_kept_out_and_told_who_holds(shared: Shared) -> None:
+    first, second = shared.hosts
+    holder = shared.hold(first)
+    holder.expect("held")
+    told = shared.build(second, 0.5).line()
+    assert told.startswith("timed out:")
+    assert f"(pid {holder.pid}) on {first.name}" in told
+    waiter = shared.hold(second)
+    wait_until_blocked(waiter)
+    holder.say()
+    holder.expect("released")
+    waiter.expect("held")
+
+
+def test_all_processes_of_both_hosts_get_their_turn_alone_and_in_a_fair_order(
+    shared: Shared,
+) -> None:
+    turns, processes = 8, 16
+    crew = [
+        shared.start(shared.hosts[number % 2], TAKE_TURNS, shared.tree, number, turns)
+        for number in range(processes)
+    ]
+    for child in crew:
+        child.expect("ready")
+    for child in crew:
+        child.say()
+    for child in crew:
+        child.expect("done")
+    lines = (shared.hosts[0].seen(shared.tree) / "log").read_text().splitlines()
+    entries = [line.split() for line in lines]
+    assert [alone for _, alone in entries] == ["alone"] * turns * processes
+    for number in range(processes):
+        own = [place for place, (name, _) in enumerate(entries) if name == str(number)]
+        assert max(later - earlier for earlier, later in pairwise(own)) <= 4 * processes
+
+
+def test_a_holder_that_is_killed_lets_the_other_host_in(shared: Shared) -> None:
+    first, second = shared.hosts
+    holder = shared.hold(first)
+    holder.expect("held")
+    waiter = shared.hold(second)
+    wait_until_blocked(waiter)
+    holder.kill()
+    waiter.expect("held")
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_a_waiter_that_is_ended_is_gone_at_once_and_leaves_its_place_to_the_next(
+    shared: Shared, end: signal.Signals
+) -> None:
+    first, second = shared.hosts
+    holder = shared.hold(first)
+    holder.expect("held")
+    impatient, patient = shared.hold(second), shared.hold(second)
+    for waiter in (impatient, patient):
+        wait_until_blocked(waiter)
+    impatient.process.send_signal(end)
+    assert impatient.process.wait(LIMIT) == -end
+    holder.say()
+    patient.expect("held")
+
+
+def test_a_host_that_is_cut_off_loses_the_tree_and_disturbs_nobody_when_it_is_back(
+    volume: Volume, shared: Shared
+) -> None:
+    first, second = shared.hosts
+    holder = shared.build(first)
+    holder.expect("held")
+    waiter = shared.build(second)
+    wait_until_blocked(waiter)
+    first.cut_off()
+    try:
+        holder.say("write")
+        waiter.expect("held")
+        holder.expect("cannot write")
+    finally:
+        first.reconnect()
+    volume.wait_until_reached()
+    holder.say("leave")
+    holder.expect("left")
+    assert shared.build(first, 0.5).line().startswith("timed out:")
+    waiter.say("write")
+    waiter.expect("written")
+
+
+def test_a_host_that_is_cut_off_while_it_waits_is_told_so(volume: Volume, shared: Shared) -> None:
+    first, second = shared.hosts
+    shared.hold(first).expect("held")
+    waiter = shared.build(second)
+    wait_until_blocked(waiter)
+    second.cut_off()
+    try:
+        told = waiter.line()
+    finally:
+        second.reconnect()
+    assert told.startswith("unavailable:")
+    assert str(shared.lock_dir) in told
+
+
+def test_a_brick_that_is_restarted_ends_the_waits_with_an_error_and_forgets_the_hold(
+    volume: Volume, shared: Shared
+) -> None:
+    first, second = shared.hosts
+    shared.hold(first).expect("held")
+    waiters = [shared.build(second), shared.build(second, LIMIT)]
+    for waiter in waiters:
+        wait_until_blocked(waiter)
+    volume.stop_brick()
+    told = [waiter.line() for waiter in waiters]
+    volume.start_brick()
+    for line in told:
+        assert line.startswith("unavailable:")
+        assert str(shared.lock_dir) in line
+    shared.hold(second).expect("held")  # though the first host has not let go
+
+
+def test_without_a_shared_lock_directory_both_hosts_get_in_and_are_warned(shared: Shared) -> None:
+    builds = [
+        shared.start(host, BUILD, shared.tree, LIMIT, lock_files_shared=False)
+        for host in shared.hosts
+    ]
+    for build in builds:
+        warning = build.line()
+        assert warning.startswith("WARNING: Other hosts are not kept out of source tree")
+        assert "(fuse.glusterfs)" in warning
+        assert "SOURCE_TREE_LOCK_DIR" in warning
+        build.expect("held")
+
+
+def test_with_a_shared_lock_directory_nobody_is_warned(shared: Shared) -> None:
+    shared.build(shared.hosts[0], LIMIT).expect("held")
+
+
+_HAND_OVER = """
+    import os, subprocess, sys
+    from source_tree_lock import source_tree_lock
+    with source_tree_lock(sys.argv[1]) as lock:
+        tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
+        child = "from source_tree_lock import source_tree_lock\\n"
+        child += f"with source_tree_lock({sys.argv[1]!r}, timeout=60): print('inside', flush=True)"
+        subprocess.run([sys.executable, "-c", child], env={**os.environ, **lock.environ})
+        heard()
+"""
+
+_ENTER_AS_IF_HANDED_OVER = """
+    import json, os, sys
+    from source_tree_lock import LockTimeout, source_tree_lock
+    [hold] = json.loads(sys.argv[2])
+    status = os.stat(sys.argv[1])
+    hold["tree"] = [status.st_dev, status.st_ino]  # by chance, they may be those of the other host
+    os.environ["SOURCE_TREE_LOCK_HELD"] = json.dumps([hold])
+    try:
+        with source_tree_lock(sys.argv[1], timeout=0.5):
+            tell("inside")
+    except LockTimeout:
+        tell("kept out")
+"""
+
+
+def test_a_hold_is_handed_to_a_child_process_and_not_to_another_host(shared: Shared) -> None:
+    first, second = shared.hosts
+    holder = shared.start(first, _HAND_OVER, shared.tree)
+    handed_over = holder.line()
+    holder.expect("inside")
+    # As a batch system does it that gives a job's environment to every node.
+    shared.start(second, _ENTER_AS_IF_HANDED_OVER, shared.tree, handed_over).expect("kept out")
+
+
+#: Holds a tree until it is told to let go, under the name that is given with it: the recipe of
+#: the README, or the name that everybody has without it.
+_HOLD_BY_NAME = """
+    import sys
+    from pathlib import Path, PurePosixPath
+    from source_tree_lock import LockTimeout, cache_digest, source_tree_lock
+
+    def path_on_the_volume(tree: Path) -> str:
+        mount_point = next(path for path in (tree, *tree.parents) if path.is_mount())
+        return cache_digest(PurePosixPath("/", tree.relative_to(mount_point)))
+
+    digest = {"recipe": path_on_the_volume, "default": cache_digest}[sys.argv[2]]
+    try:
+        with source_tree_lock(sys.argv[1], digest=digest, timeout=1):
+            tell("held")
+            heard()
+    except LockTimeout:
+        tell("kept out")
+"""
+
+
+@pytest.mark.parametrize(("digest", "second_gets"), [("recipe", "kept out"), ("default", "held")])
+def test_hosts_that_mount_the_tree_at_different_places_need_a_name_that_they_agree_on(
+    volume: Volume, shared: Shared, tmp_path: Path, digest: str, second_gets: str
+) -> None:
+    first, second = shared.hosts
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    second.run("mount", "--bind", str(volume.path), str(elsewhere))
+    shared.start(first, _HOLD_BY_NAME, shared.tree, digest).expect("held")
+    tree = elsewhere / shared.tree.relative_to(volume.path)
+    shared.start(second, _HOLD_BY_NAME, tree, digest).expect(second_gets)
+
+
+def test_the_command_tells_on_one_host_what_runs_on_the_other(shared: Shared) -> None:
+    first, second = shared.hosts
+    command = (sys.executable, "-m", "source_tree_lock")
+    setting = ("env", f"SOURCE_TREE_LOCK_DIR={shared.lock_dir}")
+    run = "import os, sys; os.execv(sys.argv[1], sys.argv[1:])"
+    holder = shared.start(
+        first, run, *command, "run", shared.tree, "--", "sh", "-c", "echo held; read line"
+    )
+    holder.expect("held")
+    with pytest.raises(AssertionError, match=rf"on {first.name}\b"):  # its exit status is 1
+        second.run(*setting, *command, "status", str(shared.tree))
+    holder.say()
+    assert holder.process.wait(LIMIT) == 0
+    second.run(*setting, *command, "status", str(shared.tree))
+
+
+def test_ten_concurrent_builds_from_both_hosts_give_ten_right_wheels(
+    shared: Shared, tmp_path: Path
+) -> None:
+    first = shared.hosts[0]
+    alone = make_project(tmp_path / "alone")
+    make_project(first.seen(shared.tree) / "project")
+    everywhere = [(first, alone, tmp_path / "expected")] + [
+        (shared.hosts[number % 2], shared.tree / "project", tmp_path / f"wheels{number}")
+        for number in range(10)
+    ]
+    builds = [shared.start(host, BUILD_WHEEL, tree, to) for host, tree, to in everywhere]
+    for build in builds:
+        build.expect("ready")
+    for build in builds:
+        build.say()
+    for build in builds:
+        build.expect("built")
+    expected, *built = ([content(wheel) for wheel in archives(to)] for _, _, to in everywhere)
+    assert len(expected) == 1
+    assert built == [expected] * 10

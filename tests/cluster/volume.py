@@ -1,0 +1,227 @@
+"""A GlusterFS volume with one server and two hosts that mount it, all on this machine.
+
+Server and hosts are namespaces: of the network, of mounts, of the host's name; the server's also
+of process ids. So nothing of it is seen outside, and it is gone when this process is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from support import LIMIT, Child, wait_until
+
+_ADDRESS = "10.77.0"
+_NAME = "trees"
+#: When the server is to give a silent host up: the defaults are 42, 20 and 2 seconds. And when a
+#: host is to give a silent server up: 42 seconds.
+_IMPATIENT = {
+    "server.tcp-user-timeout": "3",
+    "server.keepalive-time": "2",
+    "server.keepalive-interval": "1",
+    "network.ping-timeout": "2",
+}
+
+
+def missing() -> str:
+    """What this machine lacks for it; empty if nothing."""
+    if os.name != "posix" or not os.path.isdir("/proc/self/ns"):
+        return "needs Linux"
+    if os.geteuid() != 0:
+        return "needs root, to mount and to make network namespaces"
+    if not os.path.exists("/dev/fuse"):
+        return "needs /dev/fuse"
+    programs = ("glusterd", "gluster", "glusterfs", "ip", "nsenter", "setpriv", "unshare")
+    absent = [program for program in programs if shutil.which(program) is None]
+    if absent:
+        return f"needs {', '.join(absent)} (Debian: glusterfs-server, glusterfs-client, iproute2)"
+    return ""
+
+
+class Namespaces:
+    """A machine within this one.
+
+    Attributes:
+        pid: a process in it; its first, if it has process ids of its own.
+    """
+
+    def __init__(self, name: str, stack: ExitStack, *, own_pids: bool = False) -> None:
+        self._own_pids = own_pids
+        flags = ["--pid", "--fork", "--kill-child", "--mount-proc"] if own_pids else []
+        # Nobody waits for what ends there: without this, a dead brick would look alive.
+        first = f"hostname {name}; echo; exec env --ignore-signal=CHLD sleep infinity"
+        process = subprocess.Popen(
+            [*_MORTAL, "unshare", "--mount", "--net", "--uts", *flags, "sh", "-c", first],
+            stdout=subprocess.PIPE,
+        )
+        stack.callback(_end, process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n", "no namespaces can be made here"
+        self.pid = process.pid
+        if own_pids:
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+            self.pid = int(children.split()[0])
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What runs a command there, in place of this process."""
+        pids = ("--pid",) if self._own_pids else ()
+        return ("nsenter", "--target", str(self.pid), "--mount", "--net", "--uts", *pids)
+
+    def run(self, *command: str) -> str:
+        return _run(*self.prefix, *command)
+
+    def ip(self, *arguments: str) -> None:
+        # The process ids in the arguments are ours: only its network is entered.
+        _run("nsenter", "--target", str(self.pid), "--net", "ip", *arguments)
+
+    def seen(self, path: Path) -> Path:
+        """The path by which we reach what it sees at ``path``."""
+        return Path(f"/proc/{self.pid}/root{path}")
+
+
+class Host(Namespaces):
+    """A host that has mounted the volume.
+
+    Attributes:
+        name: as it calls itself.
+        environ: what is to be set for processes there: its own temporary directory.
+    """
+
+    def __init__(self, name: str, temp_dir: Path, stack: ExitStack) -> None:
+        super().__init__(name, stack)
+        temp_dir.mkdir()
+        self.name = name
+        self.environ = {"TMPDIR": str(temp_dir)}
+
+    def child(self, script: str, *arguments: object, lock_dir: Path | None = None) -> Child:
+        """A Python process there."""
+        setting = {} if lock_dir is None else {"SOURCE_TREE_LOCK_DIR": str(lock_dir)}
+        return Child(script, *arguments, prefix=self.prefix, environ={**self.environ, **setting})
+
+    def cut_off(self) -> None:
+        """Pull the cable."""
+        self.ip("link", "set", "eth0", "down")
+
+    def reconnect(self) -> None:
+        self.ip("link", "set", "eth0", "up")
+
+
+class Volume:
+    """A volume that is mounted at the same place on two hosts.
+
+    Attributes:
+        path: where that is.
+        hosts: the two.
+    """
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.path = directory / "volume"
+        self._server = Namespaces("server", stack, own_pids=True)
+        self._start_server(directory / "brick")
+        self.hosts = [self._host(number, directory, stack) for number in (1, 2)]
+
+    def _start_server(self, brick: Path) -> None:
+        server = self._server
+        for state in ("/var/lib/glusterd", "/var/log/glusterfs", "/run"):
+            os.makedirs(state, exist_ok=True)
+            server.run("mount", "-t", "tmpfs", "private", state)
+        for directory in ("/run/gluster", "/run/lock"):
+            server.run("mkdir", directory)
+        server.ip("link", "set", "lo", "up")
+        server.ip("link", "add", "switch", "type", "bridge")
+        server.ip("addr", "add", f"{_ADDRESS}.1/24", "dev", "switch")
+        server.ip("link", "set", "switch", "up")
+        server.run("glusterd")
+        wait_until(lambda: self._gluster("pool", "list") != "")
+        brick.mkdir()
+        self._gluster("volume", "create", _NAME, f"{_ADDRESS}.1:{brick}", "force")
+        for option, value in _IMPATIENT.items():
+            self._gluster("volume", "set", _NAME, option, value)
+        self._gluster("volume", "start", _NAME)
+
+    def _host(self, number: int, directory: Path, stack: ExitStack) -> Host:
+        host = Host(f"host{number}", directory / f"temp{number}", stack)
+        cable = f"host{number}"
+        self._server.ip(*f"link add {cable} type veth peer name eth0 netns {host.pid}".split())
+        self._server.ip("link", "set", cable, "master", "switch", "up")
+        host.ip("link", "set", "lo", "up")
+        host.ip("addr", "add", f"{_ADDRESS}.{10 + number}/24", "dev", "eth0")
+        host.ip("link", "set", "eth0", "up")
+        self.path.mkdir(exist_ok=True)
+        client = subprocess.Popen(
+            [
+                *_MORTAL,
+                *host.prefix,
+                *("glusterfs", "--no-daemon", f"--volfile-server={_ADDRESS}.1"),
+                f"--volfile-id={_NAME}",
+                f"--log-file={directory}/{host.name}.log",
+                str(self.path),
+            ]
+        )
+        stack.callback(_end, client)
+        mounts = Path(f"/proc/{host.pid}/mountinfo")
+        wait_until(lambda: f" {self.path} " in mounts.read_text())
+        return host
+
+    def _gluster(self, *arguments: str) -> str:
+        return self._server.run("gluster", "--mode=script", *arguments)
+
+    def directory(self, name: str) -> Path:
+        """A new directory on the volume, by its path on the hosts."""
+        path = self.path / name
+        self.hosts[0].seen(path).mkdir()
+        return path
+
+    def stop_brick(self) -> None:
+        """Kill the process that keeps the files and their locks."""
+        [pid_file] = self._server.seen(Path("/run/gluster/vols", _NAME)).glob("*.pid")
+        pid = pid_file.read_text().strip()
+        self._server.run("kill", "-KILL", pid)
+        wait_until(lambda: not self._server.seen(Path("/proc", pid)).exists())
+
+    def start_brick(self) -> None:
+        """Start it again, and wait until both hosts have found it."""
+        self._gluster("volume", "start", _NAME, "force")
+        self.wait_until_reached()
+
+    def wait_until_reached(self) -> None:
+        for host in self.hosts:
+            wait_until(partial(_lists, host.seen(self.path)))
+
+
+@contextmanager
+def glusterfs_volume(directory: Path) -> Iterator[Volume]:
+    """A volume for as long as the context lasts; its state is kept below ``directory``."""
+    with ExitStack() as stack:
+        yield Volume(directory, stack)
+
+
+#: A process of ours that is killed when this one dies, however that happens.
+_MORTAL = ("setpriv", "--pdeathsig", "KILL")
+
+
+def _lists(directory: Path) -> bool:
+    try:
+        os.listdir(directory)
+    except OSError:
+        return False
+    return True
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, f"{command} failed: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait(LIMIT)
+    if process.stdout is not None:
+        process.stdout.close()
