@@ -1,0 +1,68 @@
+"""Sample setuptools projects to build, and what a wheel of one has to contain."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_PYPROJECT = """\
+[build-system]
+requires = ["setuptools"]
+build-backend = "{backend}"
+
+[project]
+name = "{name}"
+version = "1.0"
+
+[tool.setuptools.packages.find]
+where = ["src"]
+
+[tool.setuptools.package-data]
+{name} = ["data/*.txt"]
+"""
+
+#: What a wheel holds: the name of each file with the hash of its content.
+Content = list[tuple[str, str]]
+
+
+def make_tree(
+    directory: Path,
+    *,
+    backend: str = "setuptools.build_meta",
+    name: str = "sample",
+    modules: int = 30,
+    data: int = 10,
+) -> Path:
+    """Make a setuptools project with so many modules and files of package data."""
+    package = directory / "src" / name
+    (package / "data").mkdir(parents=True)
+    (directory / "pyproject.toml").write_text(_PYPROJECT.format(name=name, backend=backend))
+    (package / "__init__.py").write_text("")
+    for number in range(modules):
+        lines = (f"def function_{each}():\n    return {number * each}\n\n" for each in range(40))
+        (package / f"module_{number:02}.py").write_text("\n".join(lines))
+    for number in range(data):
+        (package / "data" / f"table_{number:02}.txt").write_text(f"{number}\n" * 500)
+    return directory
+
+
+def wheel_content(directory: Path) -> Content | None:
+    """What the one wheel in ``directory`` holds; ``None`` when there is none that can be read."""
+    wheels = list(directory.glob("*.whl"))
+    if len(wheels) != 1:
+        return None
+    content = []
+    try:
+        with zipfile.ZipFile(wheels[0]) as archive:
+            for member in archive.infolist():
+                data = archive.read(member)
+                if member.filename.endswith("/RECORD"):
+                    data = b"\n".join(sorted(data.splitlines()))  # its order means nothing
+                content.append((member.filename, hashlib.sha256(data).hexdigest()))
+    except (zipfile.BadZipFile, EOFError, OSError):
+        return None
+    return sorted(content)
