@@ -33,7 +33,7 @@ from support import (
 )
 from typing_extensions import Self
 
-from source_tree_lock import _holder, source_tree_lock
+from source_tree_lock import _process, source_tree_lock
 
 if sys.platform != "win32":
     import fcntl
@@ -1037,7 +1037,7 @@ def test_status_names_a_real_uv_and_leaves_it_alone(tree: Path, tmp_path: Path) 
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or _holder.pid_namespace() != 0xEFFFFFFC,
+    sys.platform != "linux" or _process.pid_namespace() != 0xEFFFFFFC,
     reason="a pid namespace hides who holds a lock",
 )
 @pytest.mark.parametrize("state", ["free", "held", "never locked"])

@@ -27,7 +27,7 @@ from support import (
 
 from source_tree_lock import LockUnavailable, source_tree_lock
 from source_tree_lock._handover import VARIABLE, good_handover
-from source_tree_lock._holder import kernel_holder
+from source_tree_lock._who_holds import kernel_holder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="flock(2) and its descriptors")
 needs_proc_locks = pytest.mark.skipif(

@@ -37,8 +37,8 @@ from support import (
     write_project,
 )
 
-from source_tree_lock import Holder, LockTimeout, _holder, source_tree_lock
-from source_tree_lock._kernel import RECORD_START
+from source_tree_lock import Holder, LockTimeout, _process, _record, _who_holds, source_tree_lock
+from source_tree_lock._record import RECORD_START
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 root_only = pytest.mark.skipif(
@@ -65,7 +65,7 @@ WAIT = """
 
 
 def host() -> str:
-    return _holder.host()
+    return _process.host()
 
 
 def whom_a_wait_is_for(tree: Path) -> Holder | None:
@@ -124,7 +124,7 @@ def a_record(**changes: object) -> bytes:
         "pid": os.getpid(),
         "host": host(),
         "program": "build",
-        "pid_namespace": _holder.pid_namespace(),
+        "pid_namespace": _process.pid_namespace(),
         "since": time.time(),
         "token": "ab" * 16,
         **changes,
@@ -201,7 +201,7 @@ def test_a_holder_in_another_thread_of_this_process_is_named(tree: Path) -> None
         assert held.wait(LIMIT)
         holder = whom_a_wait_is_for(tree)
         assert holder is not None
-        assert (holder.pid, holder.program) == (os.getpid(), _holder.program())
+        assert (holder.pid, holder.program) == (os.getpid(), _process.program())
     finally:
         done.set()
         thread.join()
@@ -384,23 +384,23 @@ def test_the_kernels_list_is_read_exactly(
         assert (path, mode) == ("/proc/locks", "rb")
         return io.BytesIO(LOCKS.encode())
 
-    monkeypatch.setattr(_holder, "open", fake_open, raising=False)
-    assert _holder.kernel_holder((os.makedev(*device), inode)) == pid
+    monkeypatch.setattr(_who_holds, "open", fake_open, raising=False)
+    assert _who_holds.kernel_holder((os.makedev(*device), inode)) == pid
 
 
 # Nothing in a lock file is trusted
 
 
-def read(lock_file: Path, record: bytes) -> _holder.Record | None:
+def read(lock_file: Path, record: bytes) -> _record.Record | None:
     put(lock_file, record)
-    return _holder.read_record(str(lock_file))
+    return _record.read_record(str(lock_file))
 
 
 def test_a_well_formed_record_is_read(tmp_path: Path) -> None:
     record = read(tmp_path / "a.lock", a_record(pid=4711, program="bäcker", since=12.5))
     assert record is not None
     assert record.holder == Holder(4711, "bäcker", host(), 12.5)
-    assert (record.token, record.pid_namespace) == ("ab" * 16, _holder.pid_namespace())
+    assert (record.token, record.pid_namespace) == ("ab" * 16, _process.pid_namespace())
 
 
 BAD_VALUES: list[tuple[str, object]] = [
@@ -494,11 +494,11 @@ def test_no_more_than_a_record_is_read_of_a_lock_file(
 ) -> None:
     sizes: list[int] = []
 
-    def spy(descriptor: int, size: int) -> bytes:
+    def spy(descriptor: int, size: int, offset: int) -> bytes:
         sizes.append(size)
         return b""
 
-    monkeypatch.setattr(_holder, "read_at_record", spy)
+    monkeypatch.setattr(os, "pread", spy)
     read(tmp_path / "a.lock", b"x" * 100_000)
     assert sizes == [4096]
 
@@ -514,7 +514,7 @@ def test_what_is_no_lock_file_has_no_record(kind: str, tmp_path: Path) -> None:
         os.mkfifo(path)
     elif kind == "directory":
         path.mkdir()
-    assert _holder.read_record(str(path)) is None
+    assert _record.read_record(str(path)) is None
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a Windows lock keeps a junk record from the test")
@@ -790,7 +790,9 @@ def test_on_a_mixed_overlay_a_file_with_the_number_of_a_directory_is_a_strangers
         with Child(hold_all, *files) as child:
             child.expect("held")
             inodes = {path: (os.stat(path).st_dev, os.stat(path).st_ino) for path in trees}
-            taken_for = [path for path in trees if _holder.kernel_holder(inodes[path]) == child.pid]
+            taken_for = [
+                path for path in trees if _who_holds.kernel_holder(inodes[path]) == child.pid
+            ]
             if not taken_for:
                 pytest.skip("no two of them have the same number here")
             for path in taken_for:
@@ -807,7 +809,7 @@ def test_the_record_is_there_while_the_tree_is_held_and_blank_afterwards(tree: P
     with lock:
         record = record_of(lock.lock_file)
         assert (record["pid"], record["host"]) == (os.getpid(), host())
-        assert record["program"] == _holder.program()
+        assert record["program"] == _process.program()
     assert lock.lock_file.read_bytes().strip() == b""
 
 
@@ -971,7 +973,7 @@ def test_a_wait_for_one_lock_after_the_other_is_told_of_once(
             thread = a_waiting_thread(tree, named)
             thread.start()
             wait_until(lambda: bool(named))
-        wait_until(lambda: _holder.kernel_holder(_inode(lock_file)) == os.getpid())
+        wait_until(lambda: _who_holds.kernel_holder(_inode(lock_file)) == os.getpid())
         child.say()
         thread.join(LIMIT)
         assert not thread.is_alive()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from support import HOLD, LIMIT, Child, held_elsewhere
 
-from source_tree_lock import _holder, source_tree_lock
+from source_tree_lock import _record, source_tree_lock
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="only Linux's root makes a host here"
@@ -58,11 +58,11 @@ def on_host(name: str, script: str, *arguments: object, own_pids: bool = True) -
         yield child
 
 
-def rewritten(lock_file: Path, **changes: object) -> _holder.Record:
+def rewritten(lock_file: Path, **changes: object) -> _record.Record:
     """The record in a lock file, with changes, as it is read here."""
     fields = {**json.loads(lock_file.read_text()), **changes}
     lock_file.write_text(json.dumps(fields))
-    record = _holder.read_record(str(lock_file))
+    record = _record.read_record(str(lock_file))
     assert record is not None
     return record
 
@@ -97,7 +97,7 @@ def test_a_record_is_stale_when_its_writer_died_here_and_never_when_elsewhere(
         holder.expect("held")
         os.kill(holder.pid, signal.SIGKILL)
         assert holder.process.wait(LIMIT) == -signal.SIGKILL
-    record = _holder.read_record(str(source_tree_lock(tree).lock_file))
+    record = _record.read_record(str(source_tree_lock(tree).lock_file))
     assert record is not None
     assert record.holder.pid == holder.pid
     assert record.holder.host == name

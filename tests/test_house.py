@@ -18,15 +18,20 @@ SOURCE = Path(source_tree_lock.__file__).parent
 
 #: Each module may import what stands before it, and nothing else of the library.
 LOWEST_FIRST = [
-    "errors",
     "_log",
     "_digest",
+    "_process",
+    "_holder",
+    "errors",
     "_kernel",
+    "_lock_file",
     "_mounts",
     "_tree",
     "_owner",
-    "_holder",
+    "_record",
+    "_who_holds",
     "_handover",
+    "_hold",
     "_waiting",
     "_entry",
     "_lock",

@@ -29,17 +29,19 @@ from source_tree_lock import (
     LockUnavailable,
     _entry,
     _kernel,
+    _lock_file,
     _waiting,
     source_tree_lock,
 )
-from source_tree_lock._kernel import KernelLock, open_lock_file
+from source_tree_lock._kernel import KernelLock
+from source_tree_lock._lock_file import open_lock_file
 
 fcntl = pytest.importorskip("fcntl", reason="Windows has tests of its own")
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc/locks")
 
 #: Ways to make a lock file, best first; each must do where those before it do not work.
-MAKERS = _kernel._MAKERS
+MAKERS = _lock_file._MAKERS
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def never(*_: object) -> KernelLock:
 def test_a_lock_file_has_mode_0666_whatever_the_umask(
     first: int, tree: Path, lock_file: Path, temp_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_kernel, "_MAKERS", MAKERS[first:])
+    monkeypatch.setattr(_lock_file, "_MAKERS", MAKERS[first:])
     with umask(0o077), source_tree_lock(tree, timeout=0):
         assert stat.S_IMODE(lock_file.stat().st_mode) == 0o666
         assert lock_file.stat().st_nlink == 1
@@ -94,7 +96,7 @@ def test_a_lock_file_that_appears_while_ours_is_made_is_the_one_that_is_locked(
         lock_file.write_text("")
         MAKERS[0](path)
 
-    monkeypatch.setattr(_kernel, "_MAKERS", [too_late, never])
+    monkeypatch.setattr(_lock_file, "_MAKERS", [too_late, never])
     lock = open_lock_file(str(lock_file), make_directory=False)
     assert lock.identity == (lock_file.stat().st_dev, lock_file.stat().st_ino)
     lock.close()
@@ -512,7 +514,7 @@ def test_a_hundred_restarts_are_enough(
 def test_a_lock_file_that_is_deleted_as_fast_as_it_is_made_is_an_error(
     tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
-    monkeypatch.setattr(_kernel, "_create", lambda path: None)
+    monkeypatch.setattr(_lock_file, "_create", lambda path: None)
     with pytest.raises(LockUnavailable, match="deleted") as caught:
         source_tree_lock(tree).acquire()
     assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, str(lock_file))

@@ -409,7 +409,7 @@ def test_windows_closes_the_file_when_unlocking_fails(windows: Windows, tree: Pa
 
 
 def test_windows_never_blocks_in_the_system(windows: Windows, tree: Path) -> None:
-    file = windows.library._kernel.open_lock_file(str(tree / "lock"), make_directory=False)
+    file = windows.library._lock_file.open_lock_file(str(tree / "lock"), make_directory=False)
     with pytest.raises(NotImplementedError):
         file.lock()
     file.close()
@@ -451,7 +451,7 @@ def test_windows_refuses_what_is_no_tree(
 
 
 def test_windows_tells_whether_a_process_lives(windows: Windows) -> None:
-    kernel32, is_alive = windows.kernel32, windows.library._holder.is_alive
+    kernel32, is_alive = windows.kernel32, windows.library._process.is_alive
     kernel32.running.add(11)
     kernel32.ended.add(12)
     kernel32.of_others.add(13)
@@ -487,11 +487,11 @@ def test_windows_without_a_usable_name_is_an_unknown_host(
     windows: Windows, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("COMPUTERNAME", name)
-    assert windows.library._holder.host() == "unknown"
+    assert windows.library._process.host() == "unknown"
 
 
 def test_windows_has_no_parents_to_name_but_one(windows: Windows) -> None:
-    assert windows.library._holder.line_of_descent() == [os.getpid(), os.getppid()]
+    assert windows.library._process.line_of_descent() == [os.getpid(), os.getppid()]
 
 
 def test_a_command_on_windows_gets_ctrl_c_by_itself(
@@ -625,7 +625,7 @@ def test_macos_asks_kill_whether_a_process_lives(
             raise answer
 
     monkeypatch.setattr(os, "kill", kill)
-    assert macos.library._holder.is_alive(4711) is lives
+    assert macos.library._process.is_alive(4711) is lives
     assert asked == [(4711, 0)]
 
 

@@ -65,7 +65,9 @@ def test_the_first_command_s_builds_are_all_right_with_the_lock(tmp_path: Path) 
     assert "with the lock" in output
 
 
-def test_the_name_to_install_is_the_project_s(tmp_path: Path) -> None:
+def test_the_name_to_install_is_the_project_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = blocks("sh")[1].split()
     assert command[:4] == ["python", "-m", "pip", "install"]
     shutil.copytree(
@@ -76,6 +78,7 @@ def test_the_name_to_install_is_the_project_s(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist", "copy"]
     run(build, tmp_path)
     offline = ["--dry-run", "--no-deps", "--no-index", "--find-links", "dist", "--ignore-installed"]
+    monkeypatch.delenv("PIP_QUIET", raising=False)  # what it says is what is looked at
     output = run([*command, *offline], tmp_path)
     assert "Would install source-tree-lock-" in output
 

@@ -11,8 +11,8 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 
-from ._kernel import POSIX
 from ._lock import FROM_ENVIRONMENT, SourceTreeLock, source_tree_lock
+from ._process import POSIX
 from ._waiting import take_no_signals
 from .errors import LockUnavailable
 

@@ -8,30 +8,15 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextvars import ContextVar
 
-from ._handover import Handover, good_handover, uv_holds_for_us
-from ._holder import (
-    blank_record,
-    find_holder,
-    kernel_holder,
-    new_record,
-    pid_namespace,
-    write_record,
-)
-from ._kernel import (
-    NO_SUCH_LOCK,
-    POSIX,
-    RECORD_START,
-    KernelLock,
-    guard,
-    leads_to,
-    open_lock_file,
-    unavailable,
-)
+from ._handover import good_handover, uv_holds_for_us
+from ._hold import Hold, enter_context, holds, was_started_from
+from ._kernel import NO_SUCH_LOCK, KernelLock, guard, leads_to, unavailable
+from ._lock_file import open_lock_file
 from ._log import logger
 from ._mounts import warn_if_other_hosts_get_in
 from ._owner import current_owner, current_thread
+from ._process import POSIX
 from ._tree import Tree, lock_file_of, open_tree
 from ._waiting import (
     RESTARTS,
@@ -41,6 +26,7 @@ from ._waiting import (
     current_status,
     restarted_in_vain,
 )
+from ._who_holds import find_holder, kernel_holder
 from .errors import LockTimeout, LockUnavailable
 
 TYPE_CHECKING = False
@@ -51,139 +37,9 @@ if TYPE_CHECKING:
     from ._holder import Holder
     from ._tree import AnyPath, Digest
 
-    _Chain = tuple["Hold", "_Chain | None"]
 
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
-
-
-class Hold:
-    """A tree that one owner of this process holds, however many times it entered.
-
-    Attributes:
-        tree: the tree, with its kernel lock.
-        lock_file: path of the lock file.
-        file: the lock file with its kernel lock; ``None`` where an ancestor has it for us.
-        handover: the ancestor's hold that this one is inside of.
-        owner: the task or thread.
-        thread: the thread, whoever owns it.
-        entries: what entered and has not left.
-    """
-
-    __slots__ = (
-        "_record",
-        "_token",
-        "_unwritten",
-        "entries",
-        "file",
-        "handover",
-        "lock_file",
-        "owner",
-        "thread",
-        "tree",
-    )
-
-    def __init__(
-        self,
-        owner: object,
-        tree: Tree,
-        lock_file: str,
-        file: KernelLock | None,
-        handover: Handover | None,
-    ) -> None:
-        self.tree = tree
-        self.lock_file = lock_file
-        self.file = file
-        self.handover = handover
-        self.owner = owner
-        self.thread = current_thread()
-        self.entries: list[Entry] = []
-        self._token = ""
-        self._record = b""
-        self._unwritten: OSError | None = None
-
-    def sign(self, status: os.stat_result) -> None:
-        """Say in the lock file, which has this status, who holds it, if it can be said."""
-        assert self.file is not None
-        try:
-            if status.st_nlink != 1 or not self.file.writable:
-                raise OSError(errno.EROFS, "has other names, or may only be read")
-            self._token = os.urandom(16).hex()
-            self._record = new_record(self._token)
-            write_record(self.file, self._record)
-            end = RECORD_START + len(self._record)
-            if status.st_size > end:
-                os.ftruncate(self.file.fileno(), end)  # it is of one who died holding it
-        except OSError as error:
-            self._unwritten = error
-
-    def handed_over(self, *, with_descriptors: bool) -> Handover:
-        """What hands this hold to a child, with or without the descriptors of its locks.
-
-        Raises:
-            LockUnavailable: without them, a child could believe nothing.
-        """
-        if self.handover is not None:
-            return self.handover
-        descriptors: list[int] = []
-        if with_descriptors:
-            locks = (self.file, self.tree.lock)
-            descriptors = [-1 if lock is None else lock.fileno() for lock in locks]
-        elif self.file is None or self._unwritten is not None:
-            raise LockUnavailable(
-                (self._unwritten and self._unwritten.errno) or errno.EROFS,
-                "the hold cannot be handed over, because nothing can be written into the lock "
-                f"file ({self._unwritten or 'uv has it'})",
-                self.lock_file,
-            )
-        return Handover(
-            self.tree.identity,
-            self.lock_file,
-            os.getpid(),
-            pid_namespace(),
-            self._token,
-            descriptors,
-        )
-
-    def is_mine(self) -> bool:
-        """Whether this process holds it: not if it is a fork of the one that does."""
-        return holds.get(self.tree.identity) is self
-
-    def end(self) -> None:
-        """Release both kernel locks, in reverse order. In a forked child, nothing is to be done.
-
-        If it is interrupted, another call does the rest.
-        """
-        with guard:
-            if self.is_mine():
-                if self.file is not None and self._record:
-                    blank_record(self.file, self._record)
-                    self._record = b""
-                self.tree.close()
-                if self.file is not None:
-                    self.file.close()
-                holds.pop(self.tree.identity, None)
-        _started_from.set(_lasting(_started_from.get()))
-
-
-holds: dict[tuple[int, int], Hold] = {}
-#: The holds of whoever started this context, the last one first, each with those before it:
-#: asyncio copies it for threads and child tasks. Holds that are over may still be among them.
-_started_from: ContextVar[_Chain | None] = ContextVar("source_tree_lock", default=None)
-
-
-def _lasting(chain: _Chain | None) -> _Chain | None:
-    """The chain from the last hold on that is not over."""
-    while chain is not None and not chain[0].is_mine():
-        chain = chain[1]
-    return chain
-
-
-def _was_started_from(hold: Hold) -> bool:
-    chain = _started_from.get()
-    while chain is not None and chain[0] is not hold:
-        chain = chain[1]
-    return chain is not None
 
 
 class Entry:
@@ -403,7 +259,7 @@ class Entry:
         if hold.is_mine():
             if status is not None:
                 hold.sign(status)
-            _started_from.set((hold, _lasting(_started_from.get())))
+            enter_context(hold)
             return True
         # Another owner of this process is in, by a way that no kernel lock shows: it entered
         # an ancestor's hold, or holds another lock file where trees cannot be locked.
@@ -429,7 +285,7 @@ class Entry:
         logger().info(
             "Waiting for source tree %r, held by %s.", tree.path, holder or "an unknown process"
         )
-        if inside is not None and _was_started_from(inside):
+        if inside is not None and was_started_from(inside):
             logger().warning(
                 "Waiting for source tree %r, which is held by the task or context that started "
                 "this one: the wait never ends if the holder waits for it.",
@@ -572,11 +428,3 @@ class Entry:
             if self._file is not None:
                 self._file.close()
             self._file = None
-
-
-def _forget_in_child() -> None:
-    holds.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)

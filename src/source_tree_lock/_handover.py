@@ -10,22 +10,17 @@ import json
 import os
 from contextlib import suppress
 
-from ._holder import (
-    is_held,
-    is_uv,
-    kernel_holder,
-    line_of_descent,
-    read_record,
-    working_directory_of,
-)
-from ._kernel import POSIX, leads_to, try_lock_descriptor, unlock_descriptor
+from ._kernel import leads_to, try_lock_descriptor, unlock_descriptor
+from ._process import POSIX, is_uv, line_of_descent, working_directory_of
+from ._record import read_record
+from ._who_holds import is_held, kernel_holder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from ._kernel import Identity
+    from ._process import Identity
 
 VARIABLE = "SOURCE_TREE_LOCK_HELD"
 

@@ -8,12 +8,13 @@ import threading
 from contextlib import suppress
 
 from ._digest import cache_digest
-from ._entry import Entry, Hold, holds
+from ._entry import Entry
 from ._handover import hand_over
-from ._holder import find_holder, is_held
-from ._kernel import POSIX
+from ._hold import Hold, holds
 from ._owner import current_owner, in_asyncio
+from ._process import POSIX
 from ._tree import Tree, lock_file_of, open_tree
+from ._who_holds import find_holder, is_held
 from .errors import LockUnavailable
 
 TYPE_CHECKING = False

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 
-from ._kernel import POSIX
 from ._log import logger
+from ._process import POSIX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._kernel import Identity
+    from ._process import Identity
 
 #: File systems that several hosts mount, as mountinfo names them (proc_pid_mountinfo(5)).
 _SHARED = frozenset(

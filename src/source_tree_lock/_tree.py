@@ -8,8 +8,9 @@ import stat
 import sys
 
 from ._digest import cache_digest, posix_digest, windows_digest
-from ._kernel import POSIX, KernelLock, leads_to, open_directory, unavailable
+from ._kernel import KernelLock, leads_to, open_directory, unavailable
 from ._log import logger
+from ._process import POSIX
 from .errors import LockUnavailable
 
 TYPE_CHECKING = False
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Final
 
-    from ._kernel import Identity
+    from ._process import Identity
 
     AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
     Digest = Callable[[Path], str]

@@ -13,7 +13,9 @@ import os
 import threading
 from collections import deque
 
-from ._kernel import POSIX, KernelLock, guard, leads_to, open_lock_file, unavailable
+from ._kernel import KernelLock, guard, leads_to, unavailable
+from ._lock_file import open_lock_file
+from ._process import POSIX
 from .errors import LockUnavailable
 
 TYPE_CHECKING = False
