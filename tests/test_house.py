@@ -150,8 +150,8 @@ def in_a_bare_interpreter(code: str, *options: str) -> str:
 
 #: What takes longer to import than the library, and what only some of its uses need.
 EXPENSIVE = (
-    "portalocker logging asyncio pathlib inspect subprocess typing typing_extensions dataclasses "
-    "tempfile ctypes setuptools pyproject_hooks tomllib tomli trio"
+    "portalocker json re logging asyncio pathlib inspect subprocess typing typing_extensions "
+    "dataclasses tempfile ctypes setuptools pyproject_hooks tomllib tomli trio"
 ).split()
 
 

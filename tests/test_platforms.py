@@ -605,7 +605,7 @@ def test_macos_believes_a_token_while_its_writer_lives(
         (entry,) = handover.handed_down()
         assert entry.is_good()
         with monkeypatch.context() as patch:
-            patch.setattr(macos.library._holder, "is_alive", lambda pid: False)
+            patch.setattr(macos.library._process, "is_alive", lambda pid: False)
             assert not entry.is_good()
     assert not entry.is_good()
 

@@ -11,12 +11,13 @@ import time
 
 from ._handover import good_handover, uv_holds_for_us
 from ._hold import Hold, enter_context, holds, was_started_from
-from ._kernel import NO_SUCH_LOCK, KernelLock, guard, leads_to, unavailable
+from ._kernel import NO_SUCH_LOCK, KernelLock, guard, leads_to, prepare_locks, unavailable
 from ._lock_file import open_lock_file
 from ._log import logger
 from ._mounts import warn_if_other_hosts_get_in
 from ._owner import current_owner, current_thread
 from ._process import POSIX
+from ._record import prepare_records
 from ._tree import Tree, lock_file_of, open_tree
 from ._waiting import (
     RESTARTS,
@@ -188,6 +189,14 @@ class Entry:
         if self._file is None:
             self._file = open_lock_file(path, make_directory=self._make_directory)
         try:
+            prepare_locks()
+            prepare_records()
+        except (ImportError, OSError) as error:  # for want of a free descriptor, for one
+            code = error.errno if isinstance(error, OSError) else None
+            raise LockUnavailable(
+                code or errno.EIO, f"what is to lock it cannot be imported ({error})", path
+            ) from error
+        try:
             return None if self._file.try_lock() else self._file
         except OSError as error:
             raise unavailable(
@@ -196,10 +205,6 @@ class Entry:
                 "the file system refuses to lock the lock file; mount it so that flock works "
                 "(Lustre: -o flock), or name another directory with lock_dir or "
                 "SOURCE_TREE_LOCK_DIR",
-            ) from error
-        except ImportError as error:  # for want of a free descriptor, for one
-            raise LockUnavailable(
-                errno.EIO, f"what is to lock it cannot be imported ({error})", path
             ) from error
 
     def _try_tree(self, tree: Tree) -> KernelLock | None:

@@ -6,13 +6,12 @@ inherited the descriptors of the kernel locks, enters the tree inside its ancest
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 
 from ._kernel import leads_to, try_lock_descriptor, unlock_descriptor
 from ._process import POSIX, is_uv, line_of_descent, working_directory_of
-from ._record import read_record
+from ._record import parse_json, read_record
 from ._who_holds import is_held, kernel_holder
 
 TYPE_CHECKING = False
@@ -132,7 +131,7 @@ def handed_down() -> list[Handover]:
     """What the environment of this process hands down; nothing of it is believed yet."""
     found: list[Handover] = []
     try:
-        entries: list[Any] = json.loads(os.environ.get(VARIABLE, "[]"))
+        entries: list[Any] = parse_json(os.environ.get(VARIABLE, "[]"))
     except (ValueError, RecursionError):
         return found
     for entry in entries if isinstance(entries, list) else ():
@@ -162,6 +161,8 @@ def hand_over(handovers: Iterable[Handover]) -> tuple[dict[str, str], list[int]]
     It is what to add to a child's environment, and the descriptors that it is to inherit if
     it is to have any.
     """
+    import json  # as `prepare_records` has done
+
     all_of_them = {each.tree: each for each in (*handed_down(), *handovers)}.values()
     entries = [{name: getattr(each, name) for name in Handover.__slots__} for each in all_of_them]
     descriptors: list[int] = []

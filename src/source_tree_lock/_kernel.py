@@ -205,6 +205,16 @@ def unavailable(error: OSError, path: str, what: str) -> LockUnavailable:
 _calls: _LockCalls | None = None
 
 
+def prepare_locks() -> None:
+    """Import what locks, unless it is there.
+
+    Raises:
+        ImportError, OSError: for want of a free descriptor, for one.
+    """
+    if _calls is None:
+        _lock_calls()
+
+
 def _lock_calls() -> _LockCalls:
     """Try, wait and unlock, through portalocker; afterwards, `_calls` has them.
 

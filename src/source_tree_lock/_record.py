@@ -6,18 +6,17 @@ A reader trusts none of it.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
 from contextlib import suppress
 
 from ._holder import Holder
-from ._kernel import READ_ONLY, KernelLock
+from ._kernel import READ_ONLY, KernelLock, guard
 from ._process import POSIX, boot_id, has_run_since, host, is_name, pid_namespace, program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, TypeGuard
+    from typing import Any, Final, TypeGuard
 
 #: Where the record starts. On Windows nobody else can read what is locked: portalocker locks the
 #: bytes before this one, uv the whole file.
@@ -56,11 +55,7 @@ def new_record(token: str) -> bytes:
     """The line which says that this process holds the lock from now on."""
     # json.dumps would take longer than any other step of an entry: the constant part is made
     # once, and the rest needs no quoting.
-    return b'{%s, "since": %.3f, "token": "%s"}\n' % (
-        _own or _identity(),
-        time.time(),
-        token.encode(),
-    )
+    return b'{%s, "since": %.3f, "token": "%s"}\n' % (_own, time.time(), token.encode())
 
 
 def write_record(lock: KernelLock, record: bytes, size: int) -> None:
@@ -115,7 +110,7 @@ def _read(descriptor: int) -> bytes:
 
 def _parse(data: bytes) -> Record | None:
     try:
-        fields: dict[str, object] = json.loads(data)
+        fields: dict[str, object] = parse_json(data)
     except (ValueError, RecursionError):
         return None
     if not isinstance(fields, dict):
@@ -142,7 +137,12 @@ def _is_integer(value: object, least: int, most: int) -> TypeGuard[int]:
 _own = b""
 
 
-def _identity() -> bytes:
+def prepare_records() -> None:
+    """Make what is the same in all records of this process.
+
+    Raises:
+        ImportError, OSError: for want of a free descriptor, for one.
+    """
     global _own
     if not _own:
         fields = {
@@ -152,8 +152,24 @@ def _identity() -> bytes:
             "program": program(),
             "pid_namespace": pid_namespace(),
         }
-        _own = json.dumps(fields)[1:-1].encode("ascii")
-    return _own
+        _own = _json().dumps(fields)[1:-1].encode("ascii")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What ``json.loads`` gives.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON, or too deep.
+    """
+    return _json().loads(text)
+
+
+def _json() -> Any:
+    # Imported here, because it would be a third of what an import of this library costs.
+    # A fork waits for it, as for portalocker.
+    with guard:
+        import json
+    return json
 
 
 def _forget_in_child() -> None:

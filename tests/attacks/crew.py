@@ -26,6 +26,7 @@ _SERVER = """
 import contextlib, ctypes, json, os, signal, socket, sys, time, traceback
 from source_tree_lock import LockTimeout, LockUnavailable, SourceTreeLockError, source_tree_lock
 from source_tree_lock import _kernel as kernel
+from source_tree_lock import _lock_file as making
 if sys.argv[2] == "warm":
     import asyncio, gc, logging, random, subprocess, threading
     kernel._lock_calls()  # what the first acquisition imports

@@ -39,7 +39,7 @@ _WAYS = {
         asyncio.run(enter_and_leave())
     """,
     "without nameless files": """
-        del kernel._MAKERS[0]
+        del making._MAKERS[0]
         with source_tree_lock(sys.argv[1]):
             pass
     """,

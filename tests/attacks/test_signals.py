@@ -77,7 +77,7 @@ _SWEEP = """
         with contextlib.suppress(FileNotFoundError):
             os.unlink(lock.lock_file)
     async def unlink_and_link():
-        del kernel._MAKERS[:-2]
+        del making._MAKERS[:-2]
         await unlink()
 
     in_asyncio = sys.argv[6] == "in a task"
