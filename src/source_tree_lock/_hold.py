@@ -15,7 +15,6 @@ from .errors import LockUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._entry import Entry
     from ._tree import Tree
 
     _Chain = tuple["Hold", "_Chain | None"]
@@ -61,7 +60,7 @@ class Hold:
         self.handover = handover
         self.owner = owner
         self.thread = current_thread()
-        self.entries: list[Entry] = []
+        self.entries: list[object] = []
         self._token = ""
         self._record = b""
         self._unwritten: OSError | None = None
