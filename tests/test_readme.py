@@ -15,9 +15,8 @@ from support import LIMIT
 from source_tree_lock._handover import VARIABLE
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(
-    r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
-)
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 def blocks(language: str) -> list[str]:
@@ -49,6 +48,13 @@ def run(command: list[str], cwd: Path) -> str:
 
 def test_there_is_no_kind_of_block_that_no_test_runs() -> None:
     assert {language for language, _ in BLOCKS} == {"sh", "toml", "python", "ini", "text"}
+
+
+def test_every_test_that_it_names_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", README))
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 20
+    assert not named - set(re.findall(r"^(?:async )?def (test_\w+)\(", sources, re.MULTILINE))
 
 
 def test_it_opens_with_two_commands_the_second_of_which_is_ci_s() -> None:
