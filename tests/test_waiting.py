@@ -103,6 +103,8 @@ def test_a_free_tree_costs_no_thread_no_sleep_and_no_log(
         async with source_tree_lock(tree, timeout=timeout, on_wait=never):
             pass
 
+    with source_tree_lock(tree):
+        pass  # what portalocker imports the first time, such as redis, makes classes of threads
     monkeypatch.setattr(time, "sleep", never)
     monkeypatch.setattr(threading, "Thread", never)
     with source_tree_lock(tree, timeout=timeout, on_wait=never):

@@ -13,7 +13,7 @@ from ._handover import good_handover, uv_holds_for_us
 from ._hold import Hold, enter_context, holds, was_started_from
 from ._kernel import NO_SUCH_LOCK, KernelLock, guard, leads_to, prepare_locks, unavailable
 from ._lock_file import open_lock_file
-from ._log import logger
+from ._log import informs, logger
 from ._mounts import warn_if_other_hosts_get_in
 from ._owner import current_owner, current_thread
 from ._process import POSIX
@@ -27,7 +27,7 @@ from ._waiting import (
     current_status,
     restarted_in_vain,
 )
-from ._who_holds import find_holder, kernel_holder
+from ._who_holds import find_holder, kernel_holder, kernel_holders, may_be_ancestors
 from .errors import LockTimeout, LockUnavailable
 
 TYPE_CHECKING = False
@@ -59,6 +59,7 @@ class Entry:
         "_lock_dir",
         "_lock_file",
         "_make_directory",
+        "_may_be_ancestors",
         "_on_wait",
         "_path",
         "_pause",
@@ -100,6 +101,7 @@ class Entry:
         self._blocked_by: KernelLock | None = None
         self._make_directory = False
         self._under_uv = False
+        self._may_be_ancestors = True
         self._told = False
         self._restarts = 0
         self._pause = _FIRST_PAUSE
@@ -234,10 +236,15 @@ class Entry:
             return self._register(
                 Hold(self.owner, inside, handover.lock_file, None, handover), None
             )
+        if self._told or self._under_uv:
+            return False
+        file = (0, 0) if self._file is None else self._file.identity
+        named = kernel_holders(tree.identity, file)
+        self._may_be_ancestors = may_be_ancestors(named)
         if (
-            blocked_by is self._file
-            and not self._under_uv
-            and uv_holds_for_us(kernel_holder(blocked_by.identity), tree.identity)
+            self._may_be_ancestors
+            and blocked_by is self._file
+            and uv_holds_for_us(named.get(file), tree.identity)
         ):
             blocked_by.close()
             self._file = None
@@ -286,10 +293,13 @@ class Entry:
         inside = holds.get(tree.identity) or self._hold_of_lock_file()
         if inside is not None:
             self._refuse_endless_wait(inside)
-        holder = self._find_holder(tree)
-        logger().info(
-            "Waiting for source tree %r, held by %s.", tree.path, holder or "an unknown process"
-        )
+        is_heard = self._on_wait is not None or informs()
+        # While they look, waiters stand in no line, and they may be many.
+        holder = self._find_holder(tree) if is_heard or self._may_be_ancestors else None
+        if is_heard:
+            logger().info(
+                "Waiting for source tree %r, held by %s.", tree.path, holder or "an unknown process"
+            )
         if inside is not None and was_started_from(inside):
             logger().warning(
                 "Waiting for source tree %r, which is held by the task or context that started "

@@ -130,8 +130,11 @@ def _is_locked_by_it(descriptor: int) -> bool:
 def handed_down() -> list[Handover]:
     """What the environment of this process hands down; nothing of it is believed yet."""
     found: list[Handover] = []
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return found
     try:
-        entries: list[Any] = parse_json(os.environ.get(VARIABLE, "[]"))
+        entries: list[Any] = parse_json(text)
     except (ValueError, RecursionError):
         return found
     for entry in entries if isinstance(entries, list) else ():

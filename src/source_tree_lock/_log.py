@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from logging import Logger
@@ -12,3 +14,8 @@ def logger() -> Logger:
     import logging
 
     return logging.getLogger("source_tree_lock")
+
+
+def informs() -> bool:
+    """Whether anybody hears what is said at INFO: nobody does who has not imported logging."""
+    return "logging" in sys.modules and logger().isEnabledFor(20)  # logging.INFO

@@ -8,7 +8,15 @@ from contextlib import suppress
 from ._holder import Holder
 from ._kernel import NO_SUCH_LOCK, READ_ONLY, KernelLock, leads_to, unavailable
 from ._mounts import is_local
-from ._process import INITIAL_PID_NAMESPACE, POSIX, host, is_alive, pid_namespace, program_of
+from ._process import (
+    INITIAL_PID_NAMESPACE,
+    POSIX,
+    host,
+    is_alive,
+    line_of_descent,
+    pid_namespace,
+    program_of,
+)
 from ._record import read_record
 
 TYPE_CHECKING = False
@@ -40,7 +48,7 @@ def find_holder(lock_file: str | None, tree: Identity) -> Holder | None:
             status = os.lstat(lock_file)
             # Last: who has the lock file alone may be on the way in, and wait for the tree.
             inodes.append((status.st_dev, status.st_ino))
-    named = _kernel_holders(inodes)
+    named = kernel_holders(*inodes)
     for _ in range(_LOOKS):
         if not named and all(_names_all(device) for device, _ in inodes):
             return None
@@ -50,13 +58,21 @@ def find_holder(lock_file: str | None, tree: Identity) -> Holder | None:
         for pid, inode in candidates:
             if _has_locked(pid, inode):
                 return _named(pid, record)
-        before, named = named, _kernel_holders(inodes)
+        before, named = named, kernel_holders(*inodes)
         if named == before:
             break  # nobody else got in meanwhile
     for pid in () if lock_file is None else _that_opened(lock_file, inodes[-1]):
         if _has_locked(pid, inodes[-1]):
             return _named(pid, record)
     return None if record is None or record.is_from_here() else record.holder
+
+
+def may_be_ancestors(named: dict[Identity, int]) -> bool:
+    """Whether an ancestor of this process may hold what the kernel says these hold."""
+    pids = set(named.values())
+    if not pids or not pids.isdisjoint(line_of_descent()[1:]):
+        return True
+    return not all(map(is_alive, pids))  # it may have left the lock to any other
 
 
 def _named(pid: int, record: Record | None) -> Holder:
@@ -130,10 +146,10 @@ def kernel_holder(identity: Identity) -> int | None:
     child. Device and inode must both agree: on btrfs and overlayfs, stat(2) tells another
     device than /proc/locks, and an inode number alone would hit strangers.
     """
-    return _kernel_holders([identity]).get(identity)
+    return kernel_holders(identity).get(identity)
 
 
-def _kernel_holders(identities: list[Identity]) -> dict[Identity, int]:
+def kernel_holders(*identities: Identity) -> dict[Identity, int]:
     """What `kernel_holder` says of each, at one look where one will do."""
     if not POSIX:
         return {}  # there, /proc is a directory that any user may have made
