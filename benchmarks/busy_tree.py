@@ -194,7 +194,7 @@ def _warm_up(enter: Enter) -> None:
 
 
 def run(*, quick: bool) -> Section:
-    rounds, long_hold = (1, 0.5) if quick else (5, 2.0)
+    rounds, long_hold = (1, 0.5) if quick else (3, 2.0)
     by_count, by_hold = _loads(quick=quick)
     with tempfile.TemporaryDirectory() as directory:
         peers = blocking_peers(Path(directory))

@@ -5,7 +5,6 @@ Each time is taken in a new interpreter, which has imported something else befor
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -35,12 +34,13 @@ print([(imported - started) * 1000, (entered - imported) * 1000])
 
 _NO_REDIS = "sys.modules['redis'] = None"
 
+WITH_REDIS = "with redis installed"
 #: What the interpreter has imported before: as the title says, and, in all but one, no redis.
 BEFORE = {
     "bare interpreter": _NO_REDIS,
     "beside build": f"{_NO_REDIS}; import build",
     "beside setuptools": f"{_NO_REDIS}; import setuptools.build_meta",
-    "with redis installed": "",
+    WITH_REDIS: "",
 }
 
 #: The module, and a first entry.
@@ -72,19 +72,26 @@ def _times(environ: dict[str, str], name: str, before: str) -> tuple[float, floa
     return imported, entered
 
 
+def _install_redis(directory: str) -> str:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run(
+        [*pip, "--root-user-action", "ignore", "--target", directory, "redis"], check=True
+    )
+    return directory
+
+
 def run(*, quick: bool) -> Section:
     rounds = 1 if quick else 15
-    befores = [
-        before for before, code in BEFORE.items() if code or importlib.util.find_spec("redis")
-    ]
-    with tempfile.TemporaryDirectory() as compiled:
+    with tempfile.TemporaryDirectory() as directory:
         # Compiled code for all of them, whatever their installers left behind.
-        environ = {**os.environ, "PYTHONPYCACHEPREFIX": compiled}
+        environ = {**os.environ, "PYTHONPYCACHEPREFIX": f"{directory}/compiled"}
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        # Beside the environment, not in it: there, each build would import it.
+        environ["PYTHONPATH"] = _install_redis(f"{directory}/redis")
         cases = {
             (name, before): partial(_times, environ, name, before)
             for name in MODULES
-            for before in befores
+            for before in BEFORE
         }
         for case in cases.values():
             case()
@@ -100,12 +107,12 @@ def run(*, quick: bool) -> Section:
                 name,
                 *(
                     f"{median(each[which] for each in found[name, before]):.2f}"
-                    for before in befores
+                    for before in BEFORE
                 ),
             ]
             for name in MODULES
         ]
-        section.tables.append((caption, ["", *befores], rows))
+        section.tables.append((caption, ["", *BEFORE], rows))
     bare = {name: [each[0] for each in found[name, "bare interpreter"]] for name in MODULES}
     section.plots["import-time.svg"] = bars(
         "Milliseconds to import, in a bare interpreter",

@@ -11,11 +11,13 @@ import sys
 from build import ProjectBuilder
 from pyproject_hooks import default_subprocess_runner
 
-from source_tree_lock.adapters import locked_runner
-
 
 def main(tree: str, wheels: str, lock: str) -> None:
-    runner = locked_runner() if lock == "locked" else default_subprocess_runner
+    runner = default_subprocess_runner
+    if lock == "locked":
+        from source_tree_lock.adapters import locked_runner  # its import counts
+
+        runner = locked_runner()
     builder = ProjectBuilder(tree, runner=runner)
     print("ready", flush=True)
     if not sys.stdin.readline():
