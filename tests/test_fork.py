@@ -334,7 +334,7 @@ def test_a_fork_during_the_first_acquisition_in_another_thread_blocks_nobody(
         importing = threading.Event()
         class Slow:
             def find_spec(self, name, path=None, target=None):
-                if name == "portalocker":
+                if name.endswith("portalocker.portalocker"):
                     importing.set()
                     time.sleep(0.3)
         sys.meta_path.insert(0, Slow())

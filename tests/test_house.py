@@ -168,13 +168,58 @@ def test_an_import_of_the_library_imports_nothing_expensive() -> None:
 
 def test_portalocker_is_imported_at_the_first_acquisition(tmp_path: Path) -> None:
     told = in_a_bare_interpreter(
+        "def is_there(): return any('portalocker' in name for name in sys.modules)\n"
         "from source_tree_lock import source_tree_lock\n"
         f"lock = source_tree_lock({str(tmp_path)!r})\n"
         "lock.lock_file, lock.tree, lock.locked(), repr(lock)\n"
-        "print('portalocker' in sys.modules)\n"
-        "with lock: print('portalocker' in sys.modules)"
+        "print(is_there())\n"
+        "with lock: print(is_there())"
     )
     assert told.split() == ["False", "True"]
+
+
+def test_an_acquisition_does_not_import_redis_with_portalocker(tmp_path: Path) -> None:
+    tree, site = tmp_path / "tree", tmp_path / "site"
+    tree.mkdir()
+    site.mkdir()
+    (site / "redis.py").write_text("print('redis')")
+    told = in_a_bare_interpreter(
+        f"sys.path.insert(0, {str(site)!r})\n"
+        "from source_tree_lock import source_tree_lock\n"
+        f"with source_tree_lock({str(tree)!r}): print('held')\n"
+        "import portalocker\n"
+        "print(portalocker.Lock.__module__)"  # others get it whole
+    )
+    assert told.split() == ["held", "redis", "portalocker.utils"]
+
+
+def test_a_portalocker_that_is_there_serves(tmp_path: Path) -> None:
+    told = in_a_bare_interpreter(
+        "import portalocker\n"
+        "from source_tree_lock import source_tree_lock\n"
+        f"with source_tree_lock({str(tmp_path)!r}): pass\n"
+        "print(*(name for name in sys.modules if name.endswith('.portalocker')))"
+    )
+    assert told.split() == ["portalocker.portalocker"]
+
+
+def test_without_portalocker_nobody_gets_in(tmp_path: Path) -> None:
+    told = in_a_bare_interpreter(
+        "from importlib.machinery import PathFinder\n"
+        "class Finder(PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        "        return None if 'portalocker' in name else super().find_spec(name, path, target)\n"
+        "sys.meta_path[:] = [Finder if each is PathFinder else each for each in sys.meta_path]\n"
+        "from source_tree_lock import LockUnavailable, source_tree_lock\n"
+        f"lock = source_tree_lock({str(tmp_path)!r})\n"
+        "try:\n"
+        "    with lock: print('held')\n"
+        "except LockUnavailable as error: print(error)\n"
+        "print(lock.locked())"
+    )
+    assert "No module named 'portalocker'" in told
+    assert told.splitlines()[1:] == ["False"]
 
 
 def test_the_backend_imports_setuptools_only_when_it_is_asked_for_a_hook() -> None:

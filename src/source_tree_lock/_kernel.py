@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from contextlib import suppress
+from types import ModuleType
 
 from ._process import POSIX
 from .errors import LockUnavailable
@@ -18,7 +20,7 @@ from .errors import LockUnavailable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final
+    from typing import Any, Final
 
     from ._process import Identity
 
@@ -218,8 +220,7 @@ def prepare_locks() -> None:
 def _lock_calls() -> _LockCalls:
     """Try, wait and unlock, through portalocker; afterwards, `_calls` has them.
 
-    It is imported here, at the first acquisition: it costs 6 to 60 ms, and more where
-    ``redis`` is installed, which it imports. Its ``flock`` locker is pinned on POSIX: the
+    It is imported here, at the first acquisition. Its ``flock`` locker is pinned on POSIX: the
     process may have set ``portalocker.LOCKER`` to ``lockf``, whose locks are another kind.
     """
     global _calls
@@ -230,12 +231,32 @@ def _lock_calls() -> _LockCalls:
     return _calls
 
 
+def _lockers() -> Any:
+    """The module of portalocker that has the lockers, without the package around it.
+
+    The package imports five times as much, and redis where that is installed: 6 ms of each hook
+    of a build, or 75, of some 300. So unless somebody else has imported it, the module is
+    imported under a name of ours, in a package that is empty but for the path.
+    """
+    import importlib.util
+
+    if "portalocker.portalocker" in sys.modules:
+        return importlib.import_module("portalocker.portalocker")
+    name = f"{__package__}._portalocker"
+    if name not in sys.modules:
+        spec = importlib.util.find_spec("portalocker")
+        if spec is None:
+            raise ModuleNotFoundError("No module named 'portalocker'", name="portalocker")
+        package = ModuleType(name)
+        package.__path__ = spec.submodule_search_locations or []
+        sys.modules[name] = package
+    return importlib.import_module(f"{name}.portalocker")
+
+
 def _posix_calls() -> _LockCalls:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_UN
 
-    from portalocker.portalocker import FlockLocker
-
-    flock = FlockLocker().locker
+    flock = _lockers().FlockLocker().locker
 
     def try_lock(descriptor: int) -> bool:
         try:
@@ -250,18 +271,16 @@ def _posix_calls() -> _LockCalls:
 
 
 def _windows_calls() -> _LockCalls:
-    from portalocker import LockFlags
-    from portalocker.exceptions import AlreadyLocked, LockException
-    from portalocker.portalocker import MsvcrtLocker
-
-    locker = MsvcrtLocker()
+    lockers = _lockers()
+    locker, exceptions = lockers.MsvcrtLocker(), lockers.exceptions
+    flags = lockers.LockFlags.EXCLUSIVE | lockers.LockFlags.NON_BLOCKING
 
     def try_lock(descriptor: int) -> bool:
         try:
-            locker.lock(descriptor, LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING)
-        except AlreadyLocked:
+            locker.lock(descriptor, flags)
+        except exceptions.AlreadyLocked:
             return False
-        except LockException as error:
+        except exceptions.LockException as error:
             cause = error.__cause__
             # Wine reports errno 0 where Windows reports EACCES for a lock that is held.
             if isinstance(cause, OSError) and cause.errno == 0:
@@ -275,7 +294,7 @@ def _windows_calls() -> _LockCalls:
     def unlock(descriptor: int) -> None:
         try:
             locker.unlock(descriptor)
-        except LockException as error:
+        except exceptions.LockException as error:
             raise OSError(errno.EIO, str(error)) from error
 
     return try_lock, wait, unlock
