@@ -16,7 +16,14 @@ import pyproject_api
 import pytest
 from projects import Content, Witness, archives, content, make_project
 from pyproject_hooks import BuildBackendHookCaller
-from support import LIMIT, Child, is_free, write_project
+from support import (
+    LIMIT,
+    Child,
+    held_elsewhere,
+    is_free,
+    wait_until_blocked,
+    write_project,
+)
 
 from source_tree_lock import build_meta, source_tree_lock
 from source_tree_lock.adapters.hooks import HOOK_NAMES
@@ -104,6 +111,37 @@ def test_every_hook_runs_under_the_lock(tree: Path, tmp_path: Path, name: str) -
     commands = ("egg_info", "dist_info", "bdist_wheel", "sdist", "editable_wheel")
     assert witness.report() == {f"{command} locked" for command in commands}
     assert is_free(source_tree_lock(tree).lock_file)
+
+
+def test_a_hook_that_waits_says_whom_for(tree: Path) -> None:
+    write_project(tree)
+    hook = f"import {BACKEND} as backend; print(backend.get_requires_for_build_wheel())"
+    with held_elsewhere(tree) as holder:
+        process = subprocess.Popen(
+            [sys.executable, "-c", hook],
+            cwd=tree,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        line = process.stderr.readline()
+    assert line.startswith(f"source-tree-lock: waiting for '{tree}', held by ")
+    assert f"(pid {holder.pid})" in line
+    assert process.communicate(timeout=LIMIT)[0].endswith("[]\n")
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc/locks")
+def test_a_hook_that_waits_needs_nobody_who_listens(tree: Path) -> None:
+    write_project(tree)
+    hook = f"import {BACKEND} as backend; backend.get_requires_for_build_wheel()"
+    with held_elsewhere(tree):
+        process = subprocess.Popen(
+            ["sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", hook], cwd=tree
+        )
+        wait_until_blocked(process.pid)
+    assert process.wait(LIMIT) == 0
 
 
 def test_toxs_persistent_backend_holds_the_tree_for_a_hook_not_for_its_life(

@@ -211,7 +211,8 @@ def test_what_cannot_be_run_is_127_or_126(
         (["run", "{tree}"], "behind --"),
         (["run", "{tree}", "--"], "behind --"),
         (["run", "{tree}", "--", ""], "behind --"),
-        (["run", "{tree}", "true"], "unrecognized arguments: true"),
+        (["run", "{tree}", "true"], "put -- before the command"),
+        (["status", "{tree}", "true"], "unrecognized arguments: true"),
         (["run", "--", "true"], "TREE"),
         (["run", "--what", "{tree}", "--", "true"], "--what"),
         (["run", "--timeout", "soon", "{tree}", "--", "true"], "soon"),
@@ -739,6 +740,18 @@ def test_a_killed_wrapper_leaves_the_tree_locked_until_the_command_is_done(tree:
         process.stdin.close()
         assert process.stdout.read() == b""  # until all that wrote to it have ended
         wait_until(lambda: both_free(tree))
+
+
+def test_the_holder_is_called_by_the_command_s_name(tree: Path) -> None:
+    with started("run", tree, "--", "cat", stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"ready\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"ready\n"
+        holder = source_tree_lock(tree).holder()
+        assert holder is not None
+        assert (holder.pid, holder.program) == (process.pid, "cat")
 
 
 @linux_only

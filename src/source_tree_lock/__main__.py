@@ -68,7 +68,11 @@ def _main(given: list[str]) -> int:
         end = given.index("--")
         given, command = given[:end], given[end + 1 :]
     parser = _parser()
-    options = parser.parse_args(given)
+    options, rest = parser.parse_known_args(given)
+    if rest and options.action == "run" and command is None:
+        parser.error("put -- before the command: source-tree-lock run TREE -- COMMAND...")
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if options.action == "run":
             return _run(options, _checked_command(parser, command))
@@ -217,6 +221,7 @@ def _can_encode(text: str, encoding: str) -> bool:
 
 def _run(options: argparse.Namespace, command: list[str]) -> int:
     waiting = _Waiting()
+    sys.argv[0] = command[0]  # whom others wait for is the command, not its wrapper
     lock = source_tree_lock(
         options.tree,
         timeout=options.timeout,

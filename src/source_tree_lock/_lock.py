@@ -102,7 +102,7 @@ class SourceTreeLock:
         on_wait: Callable[[Holder | None], object] | None,
     ) -> None:
         if not callable(path) and not isinstance(path, (str, bytes, os.PathLike)):
-            raise TypeError(f"path is to be a path or a callable, not {path!r}")
+            raise TypeError(f"path must be a path or a callable, not {path!r}")
         self._path = path
         self._timeout = timeout
         self._digest = digest
@@ -261,7 +261,7 @@ class SourceTreeLock:
             seconds = float(text)
         except ValueError:
             raise ValueError(
-                f"{TIMEOUT_VARIABLE} in the environment is to be a number of seconds, not {text!r}"
+                f"{TIMEOUT_VARIABLE} in the environment must be a number of seconds, not {text!r}"
             ) from None
         _check_timeout(seconds, f"{TIMEOUT_VARIABLE} in the environment")
         return seconds
@@ -419,6 +419,6 @@ def _check_timeout(seconds: float | None, name: str) -> None:
     if seconds is None:
         return
     if not isinstance(seconds, (int, float)):
-        raise TypeError(f"{name} is to be a number of seconds or None, not {seconds!r}")
+        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
     if not seconds >= 0:  # neither negative nor NaN
-        raise ValueError(f"{name} is to be a non-negative number of seconds, not {seconds!r}")
+        raise ValueError(f"{name} must be a non-negative number of seconds, not {seconds!r}")

@@ -196,7 +196,7 @@ def _checked(digest: Digest, path: str) -> str:
         or name in ("", ".", "..")
         or any(character in name for character in ("/", "\\", "\0", ":"))
     ):
-        raise ValueError(f"the digest of {path!r} is to be one part of a file name, not {name!r}")
+        raise ValueError(f"the digest of {path!r} must be one part of a file name, not {name!r}")
     return name
 
 

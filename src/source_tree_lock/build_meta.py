@@ -18,6 +18,7 @@ import importlib
 import os
 import re
 import shutil
+import sys
 from contextlib import suppress
 
 from ._lock import source_tree_lock
@@ -28,6 +29,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
+
+    from ._holder import Holder
 
 #: Stands while a build writes, and so tells the next one that this one did not finish.
 _UNFINISHED: Final = os.path.join("build", ".source-tree-lock-unfinished")
@@ -58,7 +61,7 @@ def _locked(name: str, *, legacy: bool) -> Callable[..., object]:
 
     @functools.wraps(hook)
     def locked(*args: object, **kwargs: object) -> object:
-        with source_tree_lock():
+        with source_tree_lock(on_wait=_tell):
             _remove_what_dead_builds_left(name)
             if name not in _STAGES:
                 return hook(*args, **kwargs)
@@ -69,6 +72,17 @@ def _locked(name: str, *, legacy: bool) -> Callable[..., object]:
             return result
 
     return locked
+
+
+def _tell(holder: Holder | None) -> None:
+    # Nobody has set up logging in a process that runs a hook, but frontends show its stderr.
+    with suppress(OSError, AttributeError):  # there may be none, or nobody who reads it
+        print(
+            f"source-tree-lock: waiting for {os.getcwd()!r}, held by "
+            f"{holder or 'an unknown process'}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _setuptools(*, legacy: bool) -> object:
