@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 import logging
@@ -37,7 +38,16 @@ from support import (
     write_project,
 )
 
-from source_tree_lock import Holder, LockTimeout, _process, _record, _who_holds, source_tree_lock
+from source_tree_lock import (
+    Holder,
+    LockTimeout,
+    LockUnavailable,
+    _kernel,
+    _process,
+    _record,
+    _who_holds,
+    source_tree_lock,
+)
 from source_tree_lock._record import RECORD_START
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
@@ -801,6 +811,26 @@ def test_on_a_mixed_overlay_a_file_with_the_number_of_a_directory_is_a_strangers
 
 
 # The record is a courtesy
+
+
+@linux_only
+def test_a_tree_that_knows_no_locks_is_held_by_nobody_and_one_that_cannot_tell_says_so(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = source_tree_lock(tree)
+    with lock:
+        pass
+    errors = iter([errno.EOPNOTSUPP, errno.EOPNOTSUPP, errno.ENOLCK])
+
+    def refuse(_: object) -> bool:
+        raise OSError(code := next(errors), os.strerror(code))
+
+    monkeypatch.setattr(_who_holds, "_names_all", lambda _: False)  # so that it has to be tried
+    monkeypatch.setattr(_kernel.KernelLock, "try_lock", refuse)
+    assert not lock._is_held()
+    with pytest.raises(LockUnavailable, match="cannot tell") as caught:
+        lock._is_held()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOLCK, str(lock.lock_file))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a held lock file is read as a whole")
