@@ -47,6 +47,9 @@ _WAYS = {
 
 #: What the interpreter also calls, and not equally often in each run.
 _MAY_VARY = {"read", "close", "epoll_wait", "lseek", "getpid"}
+#: How the thread ends that waited in line; the process may end before. It masks signals when it
+#: begins as well, but that is before it waits.
+_END_OF_THREAD = {"until it waits": {"exit"}, "once it waits": {"exit", "rt_sigprocmask"}}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_killed_at_any_system_call_it_keeps_nobody_out(
             member.close()
     count_cases(cases)
     missed = {name for name in counts if not hits[name]}
-    assert not missed - _MAY_VARY
+    assert not missed - _MAY_VARY - _END_OF_THREAD.get(attack, set())
 
 
 def _assert_clean(tree: Path, lock_file: Path, *, leftovers: int = 0) -> None:
