@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
-from build import ProjectBuilder
+from build import BuildBackendException, ProjectBuilder
 from build.util import project_wheel_metadata
 from projects import Witness
 from pyproject_api import SubprocessFrontend
@@ -204,6 +204,14 @@ def test_a_command_that_fails_is_an_error_and_leaves_nothing_locked(
     with pytest.raises(FileNotFoundError):
         locked_runner()([str(tree / "no-such-program")], str(tree))
     assert is_free(source_tree_lock(tree).lock_file)
+
+
+def test_a_timeout_is_in_the_error_that_build_makes_of_it(tree: Path, tmp_path: Path) -> None:
+    write_project(tree)
+    builder = ProjectBuilder(tree, runner=locked_runner(timeout=0))
+    with held_elsewhere(tree), pytest.raises(BuildBackendException) as caught:
+        builder.build("wheel", tmp_path / "dist")
+    assert isinstance(caught.value.exception, LockTimeout)
 
 
 def test_lock_options_are_those_of_the_lock(tree: Path, tmp_path: Path) -> None:
