@@ -203,15 +203,33 @@ def test_a_portalocker_that_is_there_serves(tmp_path: Path) -> None:
     assert told.split() == ["portalocker.portalocker"]
 
 
+#: Finds no module whose name starts so.
+FINDER = """
+from importlib.machinery import PathFinder
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.startswith({!r}) else super().find_spec(name, path, target)
+sys.meta_path[:] = [Finder if each is PathFinder else each for each in sys.meta_path]
+"""
+
+
+def test_where_modules_are_found_by_their_own_names_alone_portalocker_serves_whole(
+    tmp_path: Path,
+) -> None:
+    told = in_a_bare_interpreter(
+        FINDER.format("source_tree_lock._portalocker.")
+        + "from source_tree_lock import source_tree_lock\n"
+        f"with source_tree_lock({str(tmp_path)!r}) as lock: print(lock.locked())\n"
+        "print('portalocker.portalocker' in sys.modules)"
+    )
+    assert told.split() == ["True", "True"]
+
+
 def test_without_portalocker_nobody_gets_in(tmp_path: Path) -> None:
     told = in_a_bare_interpreter(
-        "from importlib.machinery import PathFinder\n"
-        "class Finder(PathFinder):\n"
-        "    @classmethod\n"
-        "    def find_spec(cls, name, path=None, target=None):\n"
-        "        return None if 'portalocker' in name else super().find_spec(name, path, target)\n"
-        "sys.meta_path[:] = [Finder if each is PathFinder else each for each in sys.meta_path]\n"
-        "from source_tree_lock import LockUnavailable, source_tree_lock\n"
+        FINDER.format("portalocker")
+        + "from source_tree_lock import LockUnavailable, source_tree_lock\n"
         f"lock = source_tree_lock({str(tmp_path)!r})\n"
         "try:\n"
         "    with lock: print('held')\n"

@@ -221,7 +221,7 @@ def _can_encode(text: str, encoding: str) -> bool:
 
 def _run(options: argparse.Namespace, command: list[str]) -> int:
     waiting = _Waiting()
-    sys.argv[0] = command[0]  # whom others wait for is the command, not its wrapper
+    sys.argv[:1] = command[:1]  # whom others wait for is the command, not its wrapper
     lock = source_tree_lock(
         options.tree,
         timeout=options.timeout,

@@ -240,17 +240,14 @@ def _lockers() -> Any:
     """
     import importlib.util
 
-    if "portalocker.portalocker" in sys.modules:
-        return importlib.import_module("portalocker.portalocker")
-    name = f"{__package__}._portalocker"
-    if name not in sys.modules:
-        spec = importlib.util.find_spec("portalocker")
-        if spec is None:
-            raise ModuleNotFoundError("No module named 'portalocker'", name="portalocker")
-        package = ModuleType(name)
+    spec = None if "portalocker" in sys.modules else importlib.util.find_spec("portalocker")
+    if spec is not None:
+        package = ModuleType(f"{__package__}._portalocker")
         package.__path__ = spec.submodule_search_locations or []
-        sys.modules[name] = package
-    return importlib.import_module(f"{name}.portalocker")
+        sys.modules.setdefault(package.__name__, package)
+        with suppress(ImportError):  # frozen programs know modules by their names alone
+            return importlib.import_module(f"{package.__name__}.portalocker")
+    return importlib.import_module("portalocker.portalocker")
 
 
 def _posix_calls() -> _LockCalls:
