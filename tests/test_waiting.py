@@ -689,6 +689,28 @@ def test_an_error_that_meets_the_thread_reaches_every_caller(
         assert (error.errno, error.filename) == (5, str(lock_file))
 
 
+def test_what_a_signal_handler_raises_while_the_thread_starts_is_what_the_caller_gets(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    # As in CPython: `Thread.start` waits for an event, and its condition may have let go of its
+    # lock when the handler raises, which it then says instead.
+    def start(self: threading.Thread) -> None:
+        with lock:
+            lock.release()
+            raise KeyboardInterrupt
+
+    lock = threading.Lock()
+    with held_elsewhere(tree), monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            source_tree_lock(tree, timeout=LIMIT).acquire()
+        try:
+            raise ValueError  # whatever the caller is about to handle
+        except ValueError:
+            with pytest.raises(KeyboardInterrupt):
+                source_tree_lock(tree, timeout=LIMIT).acquire()
+
+
 def test_where_no_thread_can_be_started_the_lock_is_unavailable(
     tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
@@ -700,5 +722,10 @@ def test_where_no_thread_can_be_started_the_lock_is_unavailable(
             patch.setattr(threading.Thread, "start", start)
             with pytest.raises(LockUnavailable, match="can't start new thread"):
                 source_tree_lock(tree, timeout=LIMIT).acquire()
+            try:
+                raise KeyError
+            except KeyError:
+                with pytest.raises(LockUnavailable, match="can't start new thread"):
+                    source_tree_lock(tree, timeout=LIMIT).acquire()
         assert line_of(lock_file) is None
         assert not source_tree_lock(tree).acquire(timeout=0.01)
