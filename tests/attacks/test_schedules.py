@@ -318,6 +318,13 @@ def _machine(
             last = source_tree_lock(tree, timeout=LIMIT)
             self.check(last.acquire(), "it is still locked")
             last.release()
+            # The next schedule has the same hosts, and a thread that waits on behalf of somebody
+            # who gave up may be granted the lock only now.
+            pids = {str(host.member.pid) for host in hosts}
+            deadline = time.monotonic() + LIMIT
+            while pids & set(Path("/proc/locks").read_text().split()):
+                self.check(time.monotonic() < deadline, "somebody keeps a lock, or waits for it")
+                time.sleep(0.001)
 
     return Machine
 
