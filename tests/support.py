@@ -166,7 +166,7 @@ def open_descriptors() -> set[str]:
     return found
 
 
-def is_free(path: Path) -> bool:
+def is_free(path: str | Path) -> bool:
     """Whether another open file can lock this one now: flock(2), not this library, says so."""
     import fcntl
 

@@ -690,6 +690,26 @@ def test_ctrl_c_during_a_wait_is_130_and_leaves_nothing_locked(tree: Path) -> No
     assert both_free(tree)
 
 
+_INTERRUPTED_WHILE_A_THREAD_STARTS = """
+import threading
+import source_tree_lock.__main__ as command
+
+def start(self):
+    raise KeyboardInterrupt
+
+threading.Thread.start = start
+raise SystemExit(command.main())
+"""
+
+
+def test_ctrl_c_at_the_very_start_of_a_wait_is_130_without_a_traceback(tree: Path) -> None:
+    with held_elsewhere(tree):
+        command = [sys.executable, "-c", _INTERRUPTED_WHILE_A_THREAD_STARTS]
+        ended = run("run", tree, "--", "echo", command=command)
+    assert ended.returncode == 130
+    assert complaint(ended).startswith("waiting")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_during_a_wait_ends_it(number: signal.Signals, tree: Path) -> None:
     with held_elsewhere(tree) as child:
@@ -742,13 +762,20 @@ def test_a_killed_wrapper_leaves_the_tree_locked_until_the_command_is_done(tree:
         wait_until(lambda: both_free(tree))
 
 
-def test_the_holder_is_called_by_the_command_s_name(tree: Path) -> None:
+@contextmanager
+def running_cat(tree: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The wrapper of a cat(1) that is known to run."""
     with started("run", tree, "--", "cat", stdin=PIPE, stdout=PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"ready\n")
         process.stdin.flush()
         assert process.stdout.readline() == b"ready\n"
+        yield process
+
+
+def test_the_holder_is_called_by_the_command_s_name(tree: Path) -> None:
+    with running_cat(tree) as process:
         holder = source_tree_lock(tree).holder()
         assert holder is not None
         assert (holder.pid, holder.program) == (process.pid, "cat")
@@ -756,12 +783,7 @@ def test_the_holder_is_called_by_the_command_s_name(tree: Path) -> None:
 
 @linux_only
 def test_the_command_is_named_as_the_holder_once_its_wrapper_was_killed(tree: Path) -> None:
-    with started("run", tree, "--", "cat", stdin=PIPE, stdout=PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"ready\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == b"ready\n"
+    with running_cat(tree) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
         process.kill()
         process.wait(LIMIT)

@@ -279,7 +279,9 @@ class _Waiting:
         if self._teller is None:
             return
         self._over.set()
-        self._teller.join()
+        # A Ctrl-C can come between its making and its start; then it finds that this is over.
+        if self._teller.is_alive():
+            self._teller.join()
         if self._in_place:
             _say("\r\033[K")
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
+from support import is_free
 from typing_extensions import Self
 
 import source_tree_lock
@@ -107,7 +108,7 @@ class Watch:
         self._before: tuple[int, int] | None = None
 
     def is_locked(self) -> bool:
-        return any([_is_locked(path) for path in self._paths.values()])
+        return not all([is_free(path) for path in self._paths.values()])
 
     def make_busy(self, which: str) -> Busy:
         """Somebody else locks the lock file, or the tree, or nothing; until we wait for it."""
@@ -175,17 +176,3 @@ def _waits() -> bool:
         fields = [line.split() for line in lines]
     pid = str(os.getpid()).encode()
     return any(each[1] == b"->" and each[5] == pid for each in fields)
-
-
-def _is_locked(path: str) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

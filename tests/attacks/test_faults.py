@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import textwrap
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support import is_free
 
 from source_tree_lock import SourceTreeLock, source_tree_lock
 
@@ -208,29 +208,14 @@ def _one_round(member: Member, lock: SourceTreeLock) -> str:
     """Whether it got in; if so, it is seen from outside, and sent out again."""
     outcome = member.line()
     if outcome == "held":
-        assert _is_locked(lock.lock_file)
-        assert _is_locked(lock.tree)
+        assert not is_free(lock.lock_file)
+        assert not is_free(lock.tree)
         member.say("leave")
         member.expect("left")
-    assert not _is_locked(lock.lock_file)
-    assert not _is_locked(lock.tree)
+    assert is_free(lock.lock_file)
+    assert is_free(lock.tree)
     return outcome
 
 
 def _descriptors(member: Member) -> int:
     return len(os.listdir(f"/proc/{member.pid}/fd"))
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a stranger to the library, on a descriptor of its own, is kept out."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
