@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
+    except KeyboardInterrupt:
+        return SIGNALLED + signal.SIGINT
     except OSError as error:
         # What is left in the buffer would fail once more when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -85,8 +87,6 @@ def _main(given: list[str]) -> int:
         return _fail(BAD_USAGE, f"{error.strerror}: {error.filename!r}")
     except (ValueError, TypeError) as error:
         return _fail(BAD_USAGE, str(error))
-    except KeyboardInterrupt:
-        return SIGNALLED + signal.SIGINT
 
 
 class _Parser(argparse.ArgumentParser):
@@ -256,8 +256,10 @@ class _Waiting:
 
     def begin(self, lock: SourceTreeLock, holder: Holder | None) -> None:
         self._tell(lock, holder)
-        self._teller = threading.Thread(target=self._go_on, args=(lock,), daemon=True)
-        self._teller.start()
+        # A Ctrl-C in the middle of a start could end in an error of threading's own.
+        with _signals_blocked():
+            self._teller = threading.Thread(target=self._go_on, args=(lock,), daemon=True)
+            self._teller.start()
 
     def _go_on(self, lock: SourceTreeLock) -> None:
         take_no_signals()
@@ -279,7 +281,7 @@ class _Waiting:
         if self._teller is None:
             return
         self._over.set()
-        # A Ctrl-C can come between its making and its start; then it finds that this is over.
+        # Where signals cannot be blocked, a Ctrl-C may have kept it from starting.
         if self._teller.is_alive():
             self._teller.join()
         if self._in_place:
