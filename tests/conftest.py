@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from support import LIMIT, open_descriptors
 HERE = Path(__file__).parent
 #: What runs on Windows. The others need pipes that select(2) takes, flock(1), /proc or fork(2).
 ON_WINDOWS = frozenset(("test_digest.py", "test_house.py", "test_tree.py", "test_windows.py"))
+
+
+def pytest_configure() -> None:
+    """Tests send signals, which nohup(1) or a `&` may have had this process and its children ignore."""
+    for name in ("SIGINT", "SIGQUIT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) == signal.SIG_IGN:
+            default = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
+            signal.signal(number, default)
 
 
 def pytest_report_header() -> list[str]:
