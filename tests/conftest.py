@@ -16,7 +16,7 @@ ON_WINDOWS = frozenset(("test_digest.py", "test_house.py", "test_tree.py", "test
 
 
 def pytest_configure() -> None:
-    """Tests send signals, which nohup(1) or a `&` may have had this process and its children ignore."""
+    """Tests send signals, which nohup(1), say, has had this process ignore, and its children."""
     for name in ("SIGINT", "SIGQUIT", "SIGHUP"):
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) == signal.SIG_IGN:
