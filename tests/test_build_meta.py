@@ -354,7 +354,7 @@ def start_over(tree: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.mark.tools
+@pytest.mark.once
 @pytest.mark.parametrize(("hook", "moments"), [("build_wheel", 10), ("build_sdist", 3)])
 def test_a_build_that_is_killed_poisons_no_later_one(
     tree: Path, tmp_path: Path, hook: str, moments: int, long_run: bool

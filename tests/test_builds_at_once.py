@@ -15,7 +15,7 @@ import source_tree_lock as library
 from source_tree_lock import source_tree_lock
 
 pytestmark = [
-    pytest.mark.tools,
+    pytest.mark.once,
     pytest.mark.timeout(240),
     pytest.mark.skipif(
         not os.path.exists("/proc/locks"), reason="asks the kernel who waits for a lock"

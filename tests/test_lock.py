@@ -33,6 +33,7 @@ from source_tree_lock import (
     LockUnavailable,
     SourceTreeLock,
     SourceTreeLockError,
+    _waiting,
     source_tree_lock,
 )
 
@@ -237,8 +238,7 @@ def test_it_passes_cpythons_own_test_of_rlock(
 
     def threads_of_the_test() -> int:
         # All but ours that waits in the kernel's queue, as long as another holds the tree.
-        ours = [each for each in threading.enumerate() if each.name.startswith("source-tree-lock")]
-        return _thread._count() - len(ours)
+        return _thread._count() - len(_waiting._lines)
 
     helper = CPYTHON.threading_helper
     monkeypatch.setattr(helper, "_thread", SimpleNamespace(_count=threads_of_the_test))

@@ -107,7 +107,7 @@ def test_the_command_runs_make_and_tells_the_status(project: Path) -> None:
     assert f"{project.resolve()}: free" in output
 
 
-@pytest.mark.tools
+@pytest.mark.once
 def test_tox_lets_a_hold_through(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "tox.ini").write_text(f"[testenv]\npackage = wheel\n{blocks('ini')[0]}")
     seen = project / "seen"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import gc
 import logging
@@ -34,7 +35,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 
 #: A child that enters the tree in a way that a test names, tells so, and waits to be told on.
 PRELUDE = """
-import asyncio, os, signal, sys, threading, time
+import _thread, asyncio, os, signal, sys, threading, time
 from source_tree_lock import LockTimeout, source_tree_lock
 tree = sys.argv[1]
 def inside():
@@ -71,17 +72,13 @@ def waiting_in_line(lock_file: Path) -> int:
     return len(line.callers) if line else 0
 
 
-def our_threads(lock_file: Path) -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if str(lock_file) in thread.name]
-
-
 @pytest.fixture
 def lock_file(tree: Path) -> Iterator[Path]:
     """The lock file of the tree; at the end, nobody may be left in line for it."""
     path = source_tree_lock(tree).lock_file
     yield path
     wait_until(lambda: line_of(path) is None)
-    wait_until(lambda: not our_threads(path))
+    wait_until(lambda: line_of(path) is None)
 
 
 # A free tree
@@ -164,8 +161,7 @@ def test_one_thread_waits_for_all_callers_of_a_lock_file(tree: Path, tmp_path: P
             from source_tree_lock import _waiting
             while sum(len(line.callers) for line in _waiting._lines.values()) < 40 * len(trees):
                 await asyncio.sleep(0.001)
-            waiting = [t for t in threading.enumerate() if t.name.startswith("source-tree-lock")]
-            tell(len(waiting), all(t.daemon for t in waiting), threading.active_count())
+            tell(len(_waiting._lines), _thread._count())
             heard()
             opened = set(os.listdir("/proc/self/fd")) - before
             leads = [os.readlink(f"/proc/self/fd/{each}") for each in opened if
@@ -179,7 +175,7 @@ def test_one_thread_waits_for_all_callers_of_a_lock_file(tree: Path, tmp_path: P
         for trees in ((tree,), (tree, other)):
             with Child(PRELUDE + textwrap.dedent(work), *trees) as child:
                 count = len(trees)
-                child.expect(f"{count} True {1 + 20 * count + count}")
+                child.expect(f"{count} {20 * count + count}")
                 wait_until_blocked(child.pid)
                 child.say()
                 assert 1 <= int(child.line()) <= count
@@ -271,7 +267,7 @@ def test_300_waits_that_time_out_leave_one_thread_and_one_descriptor(
             await asyncio.wait_for(asyncio.gather(*tasks), LIMIT)
 
     with held_elsewhere(tree) as holder:
-        before = open_descriptors()
+        before, threads_before = open_descriptors(), _thread._count()
         wait_in_vain(50)
         threads = [threading.Thread(target=wait_in_vain, args=(150,)) for _ in range(10)]
         for thread in threads:
@@ -280,12 +276,12 @@ def test_300_waits_that_time_out_leave_one_thread_and_one_descriptor(
             thread.join(LIMIT)
         asyncio.run(main())
         assert waiting_in_line(lock_file) == 0
-        assert len(our_threads(lock_file)) == 1
+        wait_until(lambda: _thread._count() == threads_before + 1)
         left = open_descriptors() - before
         assert [each.split(" -> ")[1] for each in left] == [str(lock_file)]
         holder.say()
         holder.expect("released")
-        wait_until(lambda: not our_threads(lock_file))
+        wait_until(lambda: _thread._count() == threads_before)
         wait_until(lambda: open_descriptors() <= before)
 
 
@@ -303,16 +299,16 @@ def test_a_grant_that_nobody_wants_any_more_is_released_at_once(
                 asyncio.run(wait_in_vain())
             else:
                 assert not source_tree_lock(tree).acquire(timeout=0.05)
-        assert our_threads(lock_file)
+        assert line_of(lock_file) is not None
         holder.say()
         holder.expect("released")
         wait_until(lambda: is_free(lock_file))
-        wait_until(lambda: not our_threads(lock_file))
+        wait_until(lambda: line_of(lock_file) is None)
 
 
 def test_a_process_ends_at_once_though_its_thread_waits(tree: Path) -> None:
     work = """
-while threading.active_count() == 1:
+while not _thread._count():
     assert not source_tree_lock(tree).acquire(timeout=0.05)
 tell("done")
 """
@@ -584,7 +580,7 @@ def test_giving_up_the_wait_for_the_tree_releases_the_lock_file_at_once(
         assert is_free(lock_file)
         asyncio.run(main())
         assert is_free(lock_file)
-        assert not our_threads(lock_file)
+        assert line_of(lock_file) is None
 
 
 @pytest.mark.parametrize("wait", WAITS)
@@ -689,43 +685,42 @@ def test_an_error_that_meets_the_thread_reaches_every_caller(
         assert (error.errno, error.filename) == (5, str(lock_file))
 
 
-def test_what_a_signal_handler_raises_while_the_thread_starts_is_what_the_caller_gets(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
-) -> None:
-    # As in CPython: `Thread.start` waits for an event, and its condition may have let go of its
-    # lock when the handler raises, which it then says instead.
-    def start(self: threading.Thread) -> None:
-        with lock:
-            lock.release()
-            raise KeyboardInterrupt
+class Alarm(Exception):
+    """What a signal handler raises."""
 
-    lock = threading.Lock()
-    with held_elsewhere(tree), monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
-        with pytest.raises(KeyboardInterrupt):
-            source_tree_lock(tree, timeout=LIMIT).acquire()
-        try:
-            raise ValueError  # whatever the caller is about to handle
-        except ValueError:
-            with pytest.raises(KeyboardInterrupt):
+
+def test_what_a_signal_handler_raises_while_the_thread_starts_is_what_the_caller_gets(
+    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    def start(serve: Callable[[], None], arguments: tuple[()]) -> None:
+        start_new_thread(serve, arguments)
+        raise Alarm
+
+    start_new_thread = _thread.start_new_thread
+    with held_elsewhere(tree) as child:
+        with monkeypatch.context() as patch:
+            patch.setattr(_thread, "start_new_thread", start)
+            with pytest.raises(Alarm):
                 source_tree_lock(tree, timeout=LIMIT).acquire()
+        assert line_of(lock_file) is None
+        # The thread that runs on its own by now keeps nobody from waiting, or from the lock.
+        assert not source_tree_lock(tree).acquire(timeout=0.01)
+        child.say()
+        child.expect("released")
+    with source_tree_lock(tree, timeout=LIMIT):
+        pass
 
 
 def test_where_no_thread_can_be_started_the_lock_is_unavailable(
     tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
-    def start(self: threading.Thread) -> None:
+    def start(serve: Callable[[], None], arguments: tuple[()]) -> None:
         raise RuntimeError("can't start new thread")
 
     with held_elsewhere(tree):
         with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", start)
+            patch.setattr(_thread, "start_new_thread", start)
             with pytest.raises(LockUnavailable, match="can't start new thread"):
                 source_tree_lock(tree, timeout=LIMIT).acquire()
-            try:
-                raise KeyError
-            except KeyError:
-                with pytest.raises(LockUnavailable, match="can't start new thread"):
-                    source_tree_lock(tree, timeout=LIMIT).acquire()
         assert line_of(lock_file) is None
         assert not source_tree_lock(tree).acquire(timeout=0.01)

@@ -8,9 +8,9 @@ are joined at exit. Where there is no queue, on Windows and for the second lock,
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
-import sys
 import threading
 from collections import deque
 
@@ -106,24 +106,18 @@ _lines: dict[str, Line] = {}
 
 def _start_line(path: str, *, make_directory: bool) -> Line:
     line = Line(path, make_directory=make_directory)
-    handled = sys.exc_info()[1]
     try:
         # Under the guard, so that a fork waits for it, and here, where its failure is heard.
         import signal  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
         _lines[path] = line
-        threading.Thread(
-            target=line.serve, name=f"source-tree-lock waits for {path}", daemon=True
-        ).start()
+        # One call of C: `threading.Thread.start` is Python code, in the midst of which a signal
+        # handler may raise, and has made half a thread and an error of another kind of that.
+        _thread.start_new_thread(line.serve, ())
     except BaseException as error:
         # Whether or not its thread runs by now, nobody is to join it. One that runs finds
         # nobody in line, and ends.
         _lines.pop(path, None)
-        met = error.__context__
-        if isinstance(error, RuntimeError) and met is not None and met is not handled:
-            # A signal handler raised inside of `Thread.start`, whose condition then made of it
-            # that it is not locked.
-            raise met from None
         if isinstance(error, (RuntimeError, ImportError, OSError)):
             raise LockUnavailable(
                 errno.EAGAIN, f"no thread can be started to wait ({error})", path
