@@ -162,14 +162,13 @@ def imported_anew() -> Iterator[None]:
         sys.modules.update(saved)
 
 
-def portalocker_for_windows(msvcrt: Msvcrt) -> ModuleType:
+def portalocker_for_windows() -> ModuleType:
     spec = importlib.util.find_spec("portalocker.portalocker")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "name", "nt")
-        patch.setitem(sys.modules, "msvcrt", msvcrt)
         spec.loader.exec_module(module)
     return module
 
@@ -205,8 +204,8 @@ class Windows:
         self.msvcrt = Msvcrt()
         self.kernel32 = Kernel32(temp_dir)
         self.proc_visits = hide_proc(patch)
-        locker = portalocker_for_windows(self.msvcrt)
-        patch.setitem(sys.modules, "portalocker.portalocker", locker)
+        patch.setitem(sys.modules, "msvcrt", self.msvcrt)  # portalocker 4.0 imports it late
+        patch.setitem(sys.modules, "portalocker.portalocker", portalocker_for_windows())
         patch.setattr(ctypes, "windll", SimpleNamespace(kernel32=self.kernel32), raising=False)
         patch.setattr(ctypes, "WinDLL", self._win_dll, raising=False)
         patch.setattr(ctypes, "get_last_error", lambda: self.kernel32.last_error, raising=False)
