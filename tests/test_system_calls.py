@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from support import LIMIT
 
+from source_tree_lock import source_tree_lock
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -115,16 +117,21 @@ NOT_OURS = re.compile(r"brk|mmap|munmap|mremap|madvise|mprotect|futex|sched_yiel
 NOT_OURS_IN_ASYNCIO = re.compile(f"{NOT_OURS.pattern}|getpid")
 
 
-def system_calls(tree: Path, way: str, trace: Path) -> tuple[list[str], list[str], str]:
-    """The calls of enter, those of leave, and all of it as strace told it."""
+def traced(tree: Path, way: str, trace: Path, *options: str) -> str:
+    """What strace told of two rounds, with these options."""
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")
     if subprocess.run([strace, "-o", trace, "true"], capture_output=True).returncode != 0:
         pytest.skip("strace may not trace here")
     script = [sys.executable, "-c", SCRIPT, str(tree), way]
-    subprocess.run([strace, "-f", "-qq", "-o", trace, *script], check=True, timeout=LIMIT)
-    told = trace.read_text()
+    subprocess.run([strace, "-f", "-qq", *options, "-o", trace, *script], check=True, timeout=LIMIT)
+    return trace.read_text()
+
+
+def system_calls(tree: Path, way: str, trace: Path) -> tuple[list[str], list[str], str]:
+    """The calls of enter, those of leave, and all of it as strace told it."""
+    told = traced(tree, way, trace)
     told = told[told.index('"begin"') : told.index('"end"')]
     not_ours = NOT_OURS_IN_ASYNCIO if way == "async_with" else NOT_OURS
     parts: dict[str, list[str]] = {"begin": [], "inside": []}
@@ -156,3 +163,10 @@ def test_a_tree_that_is_held_is_entered_again_without_a_lock(tree: Path, tmp_pat
     entered, left, told = system_calls(tree, "again_while_held", tmp_path / "trace")
     assert Counter(entered) == Counter(ENTER_AGAIN), f"{len(entered)} calls to enter:\n{told}"
     assert left == [], f"{len(left)} calls to leave:\n{told}"
+
+
+def test_the_lock_file_is_locked_first_and_unlocked_last(tree: Path, tmp_path: Path) -> None:
+    told = traced(tree, "with_statement", tmp_path / "trace", "-y", "-e", "trace=flock")
+    lock_file = str(source_tree_lock(tree).lock_file)
+    order = [(lock_file, "EX"), (str(tree), "EX"), (str(tree), "UN"), (lock_file, "UN")]
+    assert re.findall(r"flock\(\d+<([^>]*)>, LOCK_(EX|UN)", told) == 2 * order, told

@@ -37,6 +37,8 @@ _SWEEP = """
                 interrupted = True
                 still_locked = not busy and not outer.locked() and watch.is_locked()
             else:
+                if interruption.where:
+                    return tell("violation:", interruption.where, "the interruption was lost")
                 await UNDO
             busy_until_we_wait.end()
             await AFTER
