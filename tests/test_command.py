@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -33,7 +34,7 @@ from support import (
 )
 from typing_extensions import Self
 
-from source_tree_lock import _process, source_tree_lock
+from source_tree_lock import __main__, _process, source_tree_lock
 
 if sys.platform != "win32":
     import fcntl
@@ -708,6 +709,18 @@ def test_ctrl_c_at_the_very_start_of_a_wait_is_130_without_a_traceback(tree: Pat
         ended = run("run", tree, "--", "echo", command=command)
     assert ended.returncode == 130
     assert complaint(ended).startswith("waiting")
+
+
+def test_a_terminal_that_tells_no_width_is_taken_for_a_usual_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hung_up(descriptor: int) -> os.terminal_size:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "get_terminal_size", hung_up)
+    assert __main__._width() == 80
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((0, 0)))
+    assert __main__._width() == 80
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -8,9 +8,11 @@ import os
 import socket
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import (
@@ -509,6 +511,41 @@ def test_a_hundred_restarts_are_enough(
     monkeypatch.setattr(_entry, "current_status", current_status)
     with source_tree_lock(tree, timeout=0):
         pass
+
+
+def test_a_lock_file_that_is_replaced_without_end_ends_the_wait_in_line_too(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    monkeypatch.setattr(_waiting, "current_status", lambda file: None)
+    with source_tree_lock(tree) as lock:
+        line = _waiting.Line(str(lock.lock_file), make_directory=False)
+        caller = _waiting.ThreadCaller()
+        line.callers.append(caller)
+        serving = threading.Thread(target=line.serve)
+        serving.start()
+    serving.join(LIMIT)
+    outcome = caller.outcome()
+    assert isinstance(outcome, LockUnavailable)
+    assert (outcome.errno, outcome.filename) == (errno.ESTALE, str(lock.lock_file))
+
+
+def test_a_read_only_lock_file_that_is_deleted_while_it_is_opened_is_made_anew(
+    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    def deleted_after_its_refusal(path: str, flags: int, *rest: Any, **options: Any) -> int:
+        if path == str(lock_file) and lock_file.exists() and not made_anew:
+            lock_file.unlink()
+            made_anew.append(True)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return open_(path, flags, *rest, **options)
+
+    made_anew: list[bool] = []
+    open_ = os.open
+    lock_file.touch()
+    monkeypatch.setattr(os, "open", deleted_after_its_refusal)
+    with source_tree_lock(tree, timeout=0):
+        assert made_anew
+        assert not is_free(lock_file)
 
 
 def test_a_lock_file_that_is_deleted_as_fast_as_it_is_made_is_an_error(

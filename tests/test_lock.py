@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import pickle
+import re
 import shutil
 import tempfile
 import threading
@@ -538,6 +539,11 @@ def test_a_decorated_function_runs_under_the_lock(tree: Path, no_leaks: object) 
         "(a: 'int', /, b: 'int' = 2, *, c: 'int') -> 'tuple[int, int, int]'"
     )
     assert not inspect.iscoroutinefunction(build)
+
+
+def test_the_signature_tells_where_the_timeout_comes_from() -> None:
+    signature = str(inspect.signature(source_tree_lock))
+    assert re.search(r"timeout: \S.* = <from the environment>, ", signature)
 
 
 def test_a_decorated_async_function_runs_under_the_lock(tree: Path, no_leaks: object) -> None:

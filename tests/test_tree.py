@@ -520,6 +520,22 @@ def test_a_symlink_that_comes_onto_a_path_is_seen_at_the_next_entry(
         assert lock.lock_file == source_tree_lock(moved).lock_file != before
 
 
+@posix_only
+@pytest.mark.parametrize("named", ["lock_dir", "environment"])
+def test_a_lock_directory_that_is_a_dangling_symlink_is_said_to_be_none(
+    named: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "link"
+    make_symlink(link, tmp_path / "nowhere")
+    if named == "environment":
+        monkeypatch.setenv("SOURCE_TREE_LOCK_DIR", str(link))
+    with pytest.raises(LockUnavailable, match="lock directory") as caught:
+        source_tree_lock(tree, lock_dir=link if named == "lock_dir" else None).acquire()
+    assert caught.value.filename is not None
+    assert caught.value.filename.startswith(str(link))
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_two_trees_with_one_lock_file_are_not_held_by_one_owner(tree: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()

@@ -27,7 +27,13 @@ from support import (
     wait_until_blocked,
 )
 
-from source_tree_lock import Holder, LockTimeout, LockUnavailable, _waiting, source_tree_lock
+from source_tree_lock import (
+    Holder,
+    LockTimeout,
+    LockUnavailable,
+    _waiting,
+    source_tree_lock,
+)
 from source_tree_lock._kernel import KernelLock
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
@@ -649,6 +655,41 @@ def test_an_error_in_on_wait_ends_the_wait_and_leaves_nothing_locked(
             with pytest.raises(ZeroDivisionError):
                 source_tree_lock(tree, timeout=timeout, on_wait=on_wait).acquire()
         assert line_of(lock_file) is None
+
+
+@linux_only
+@pytest.mark.parametrize("timeout", [None, LIMIT], ids=["for ever", "in time"])
+def test_a_symlink_that_is_turned_to_another_tree_during_a_wait_is_followed_there(
+    timeout: float | None, tree: Path, tmp_path: Path, no_leaks: object
+) -> None:
+    link, other = tmp_path / "link", tmp_path / "other"
+    other.mkdir()
+    link.symlink_to(tree)
+    waiting, entered, leave = threading.Event(), threading.Event(), threading.Event()
+    lock = source_tree_lock(link, timeout=timeout, on_wait=lambda _: waiting.set())
+
+    def enter() -> None:
+        with lock:
+            entered.set()
+            assert leave.wait(LIMIT)
+
+    thread = threading.Thread(target=enter)
+    with held_elsewhere(tree) as child:
+        thread.start()
+        assert waiting.wait(LIMIT)
+        wait_until_blocked(os.getpid())
+        link.unlink()
+        link.symlink_to(other)
+        child.say()
+        child.expect("released")
+    try:
+        assert entered.wait(LIMIT)
+        assert not is_free(other)
+        assert is_free(tree)
+        assert is_free(source_tree_lock(tree).lock_file)
+    finally:
+        leave.set()
+        thread.join(LIMIT)
 
 
 # Faults of the thread that waits

@@ -232,7 +232,7 @@ class Entry:
         self._blocked_by = blocked_by
         handover = good_handover(tree.identity)
         if handover is not None:
-            inside = Tree(tree.path, tree.identity, None)
+            inside = Tree(tree.path, tree.identity, None, tree.given)
             return self._register(
                 Hold(self.owner, inside, handover.lock_file, None, handover), None
             )

@@ -41,23 +41,33 @@ class Tree:
         path: the canonical path, if `is_current`.
         identity: device and inode of the directory.
         lock: a descriptor of it to lock; ``None`` where directories cannot be locked.
+        given: the path that was asked for.
     """
 
-    __slots__ = ("identity", "lock", "path")
+    __slots__ = ("given", "identity", "lock", "path")
 
-    def __init__(self, path: str, identity: Identity, lock: KernelLock | None) -> None:
+    def __init__(self, path: str, identity: Identity, lock: KernelLock | None, given: str) -> None:
+        self.given = given
         self.path = path
         self.identity = identity
         self.lock = lock
 
     def is_current(self) -> bool:
-        """Whether the path, and no symlink on it, still leads to the directory that was opened."""
+        """Whether the path, and no symlink on it, still leads to the directory that was opened.
+
+        So does the path that was given, which a symlink may have turned to another tree.
+        """
+        if self.given != self.path and not self._is_at(self.given):
+            return False
         if self.path in _met and self.lock is not None:
             if _kernel_name(self.lock) == self.path:
                 return True
             _met.discard(self.path)
             return False
-        status = leads_to(self.path)
+        return self._is_at(self.path)
+
+    def _is_at(self, path: str) -> bool:
+        status = leads_to(path)
         return status is not None and (status.st_dev, status.st_ino) == self.identity
 
     def close(self) -> None:
@@ -91,7 +101,7 @@ def open_tree(path: AnyPath) -> Tree:
 def _open_posix(given: str) -> Tree:
     lock = open_directory(given)
     try:
-        return Tree(_canonical(given, lock), lock.identity, lock)
+        return Tree(_canonical(given, lock), lock.identity, lock, given)
     except BaseException:
         lock.close()
         raise
@@ -106,7 +116,7 @@ def _open_windows(given: str) -> Tree:
     status = os.stat(canonical)
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    return Tree(canonical, (status.st_dev, status.st_ino), None)
+    return Tree(canonical, (status.st_dev, status.st_ino), None, given)
 
 
 def _canonical(given: str, lock: KernelLock) -> str:

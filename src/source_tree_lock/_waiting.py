@@ -85,17 +85,17 @@ class Line:
         try:
             for _ in range(RESTARTS):
                 file = open_lock_file(self.path, make_directory=self.make_directory)
+                is_current = False
                 try:
                     file.lock()
-                    if current_status(file) is not None:
-                        return file
+                    is_current = current_status(file) is not None
                 except OSError as error:
-                    file.close()
                     raise unavailable(error, self.path, "the kernel ended the wait") from error
-                except BaseException:
-                    file.close()
-                    raise
-                file.close()
+                finally:
+                    if not is_current:
+                        file.close()
+                if is_current:
+                    return file
             raise restarted_in_vain(self.path)
         except Exception as error:  # handed to the callers, who raise it
             return error
