@@ -398,6 +398,18 @@ def test_the_kernels_list_is_read_exactly(
     assert _who_holds.kernel_holder((os.makedev(*device), inode)) == pid
 
 
+@linux_only
+def test_a_lock_that_a_look_at_a_changing_list_overlooks_is_found_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = LOCKS.splitlines(keepends=True)
+    looks = iter(["".join(lines[:count]) for count in (5, 4, 6)])
+    monkeypatch.setattr(
+        _who_holds, "open", lambda *_: io.BytesIO(next(looks).encode()), raising=False
+    )
+    assert _who_holds.kernel_holder((os.makedev(0xFE, 0), 4713)) == 14
+
+
 # Nothing in a lock file is trusted
 
 

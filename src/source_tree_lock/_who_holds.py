@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from ._process import Identity
     from ._record import Record
 
-#: How often to look for a lock in a list of several pages. The kernel gives a page at a time, and
-#: a lock that is released between two of them has the next one overlooked (seq_file). Of 2,000
-#: single looks at a busy list, 4 to 88 overlooked a lock that was held.
+#: How often to look for a lock in a list that changes. The kernel gives a page at a time, or less
+#: where a lock with all that wait for it needs more, and a lock that is released between two pages
+#: has the next one overlooked (seq_file). Of 2,000 single looks at a busy list, 2 to 88 overlooked
+#: a lock that was held.
 _LOOKS = 10
-_ONE_PAGE = 4096 - 256  # a shorter list was given at once
 
 
 def find_holder(lock_file: str | None, tree: Identity) -> Holder | None:
@@ -158,6 +158,7 @@ def kernel_holders(*identities: Identity) -> dict[Identity, int]:
         for device, inode in identities
     }
     found: dict[Identity, int] = {}
+    before = None
     try:
         for _ in range(_LOOKS):
             # As bytes: a codec that is not loaded yet needs a descriptor, and may not get one.
@@ -168,8 +169,9 @@ def kernel_holders(*identities: Identity) -> dict[Identity, int]:
                 identity = wanted.get(fields[5]) if fields[1] == b"FLOCK" else None
                 if identity is not None and int(fields[4]) > 0:
                     found[identity] = int(fields[4])
-            if len(found) == len(wanted) or len(text) < _ONE_PAGE:
+            if len(found) == len(wanted) or text == before:
                 break
+            before = text
     except OSError:
         pass  # no Linux, or no /proc
     return found
