@@ -692,22 +692,34 @@ def test_ctrl_c_during_a_wait_is_130_and_leaves_nothing_locked(tree: Path) -> No
 
 
 _INTERRUPTED_WHILE_A_THREAD_STARTS = """
-import threading
+import os, signal, threading
 import source_tree_lock.__main__ as command
 
-def start(self):
-    raise KeyboardInterrupt
+start = threading.Thread.start
+def interrupted(self):
+    INTERRUPT
+    start(self)
+    os.write(1, b"started")
 
-threading.Thread.start = start
+threading.Thread.start = interrupted
 raise SystemExit(command.main())
 """
 
 
-def test_ctrl_c_at_the_very_start_of_a_wait_is_130_without_a_traceback(tree: Path) -> None:
+@pytest.mark.parametrize(
+    ("interrupt", "told"),
+    [
+        pytest.param("raise KeyboardInterrupt", b"", id="where signals cannot be blocked"),
+        pytest.param("signal.raise_signal(signal.SIGINT)", b"started", id="where they can"),
+    ],
+)
+def test_ctrl_c_at_the_very_start_of_a_wait_is_130_without_a_traceback(
+    interrupt: str, told: bytes, tree: Path
+) -> None:
+    script = _INTERRUPTED_WHILE_A_THREAD_STARTS.replace("INTERRUPT", interrupt)
     with held_elsewhere(tree):
-        command = [sys.executable, "-c", _INTERRUPTED_WHILE_A_THREAD_STARTS]
-        ended = run("run", tree, "--", "echo", command=command)
-    assert ended.returncode == 130
+        ended = run("run", tree, "--", "echo", command=[sys.executable, "-c", script])
+    assert (ended.returncode, ended.stdout) == (130, told)
     assert complaint(ended).startswith("waiting")
 
 
