@@ -487,6 +487,20 @@ def test_optional_hooks_are_there_if_they_were(tree: Path) -> None:
         _ = hooks.build_editable  # type: ignore[attr-defined]
 
 
+def test_the_legacy_hooks_of_a_backend_are_locked_too(tree: Path) -> None:
+    class Hooks:
+        def build_wheel(self) -> bool:
+            return is_free(tree)
+
+    class Backend(Hooks):
+        __legacy__ = Hooks()
+
+    legacy = locked_hooks(Backend(), source_tree=tree).__legacy__
+    assert isinstance(legacy, Hooks)
+    assert not legacy.build_wheel()
+    assert is_free(tree)
+
+
 def test_a_hook_keeps_its_name_and_its_words(tree: Path) -> None:
     hook = locked_hooks(Frontend()).build_wheel
     assert (hook.__name__, hook.__doc__) == ("build_wheel", "Build it.")

@@ -822,6 +822,25 @@ def test_on_a_mixed_overlay_a_file_with_the_number_of_a_directory_is_a_strangers
                 assert (lock._is_held(), lock.holder()) == (False, None)
 
 
+@linux_only
+def test_a_process_that_ends_while_it_is_looked_at_is_no_holder(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listdir(path: str) -> list[str]:
+        if path.endswith("/fd"):
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), path)
+        return listdir_(path)
+
+    listdir_ = os.listdir
+    lock = source_tree_lock(tree)
+    with flock_1(lock.lock_file):
+        monkeypatch.setattr(_who_holds, "kernel_holders", lambda *_: {})  # as elsewhere
+        monkeypatch.setattr(_who_holds, "_names_all", lambda _: False)
+        assert lock.holder() is not None
+        monkeypatch.setattr(os, "listdir", listdir)
+        assert lock.holder() is None
+
+
 # The record is a courtesy
 
 

@@ -526,7 +526,7 @@ def test_a_lock_directory_that_is_a_dangling_symlink_is_said_to_be_none(
     named: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = tmp_path / "link"
-    make_symlink(link, tmp_path / "nowhere")
+    link.symlink_to(tmp_path / "nowhere")
     if named == "environment":
         monkeypatch.setenv("SOURCE_TREE_LOCK_DIR", str(link))
     with pytest.raises(LockUnavailable, match="lock directory") as caught:
