@@ -305,10 +305,15 @@ def test_a_projects_own_files_of_the_same_names_stay(tree: Path, tmp_path: Path)
     for path in own:
         path.parent.mkdir(parents=True)
         path.write_text("own")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("theirs")
+    os.utime(elsewhere, (1e9, 1e9))
+    (tree / "build" / "lib" / "link.py").symlink_to(elsewhere)
     (tree / "build" / ".source-tree-lock-unfinished").touch()
     alone = built(tree, tmp_path / "out")
     assert "sample.py" in alone
     assert [path.read_text() for path in own] == ["own"] * 3
+    assert [path.stat().st_mtime for path in (*own, elsewhere)] == [0, 0, 0, 1e9]
 
 
 def test_a_finished_build_leaves_no_mark(tree: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import itertools
 import json
 import logging
 import os
@@ -839,6 +840,21 @@ def test_a_process_that_ends_while_it_is_looked_at_is_no_holder(
         assert lock.holder() is not None
         monkeypatch.setattr(os, "listdir", listdir)
         assert lock.holder() is None
+
+
+@linux_only
+def test_who_is_in_at_last_is_found_where_others_get_in_and_out_all_the_time(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = itertools.count(2**30)  # above pid_max(5)
+    lock = source_tree_lock(tree)
+    with flock_1(lock.lock_file) as process:
+        monkeypatch.setattr(
+            _who_holds, "kernel_holders", lambda *inodes: {each: next(dead) for each in inodes}
+        )
+        holder = lock.holder()
+        assert holder is not None
+        assert holder.pid == process.pid
 
 
 # The record is a courtesy

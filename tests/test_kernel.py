@@ -652,3 +652,25 @@ def test_closing_unlocks_though_a_child_has_a_copy_of_the_descriptor(lock_file: 
     lock.close()  # closing twice does nothing
     with pytest.raises(ValueError, match="closed"):
         lock.fileno()
+
+
+def test_a_close_that_is_interrupted_each_time_ends_and_a_later_one_closes(
+    lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    lock = open_lock_file(str(lock_file), make_directory=False)
+    assert lock.try_lock()
+    interruptions = []
+
+    def interrupted(descriptor: int) -> None:
+        interruptions.append(descriptor)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        assert _kernel._calls is not None
+        patch.setattr(_kernel, "_calls", (*_kernel._calls[:2], interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            lock.close()
+    assert len(interruptions) == 100
+    assert not is_free(lock_file)
+    lock.close()
+    assert is_free(lock_file)

@@ -541,6 +541,21 @@ def test_a_decorated_function_runs_under_the_lock(tree: Path, no_leaks: object) 
     assert not inspect.iscoroutinefunction(build)
 
 
+def test_a_callback_of_a_loop_enters_as_its_thread(tree: Path) -> None:
+    def enter(taken: asyncio.Future[bool]) -> None:
+        with source_tree_lock(tree), source_tree_lock(tree):
+            taken.set_result(is_taken(tree))
+
+    async def main() -> bool:
+        loop = asyncio.get_running_loop()
+        taken: asyncio.Future[bool] = loop.create_future()
+        loop.call_soon(enter, taken)
+        return await taken
+
+    assert asyncio.run(main())
+    assert not is_taken(tree)
+
+
 def test_the_signature_tells_where_the_timeout_comes_from() -> None:
     signature = str(inspect.signature(source_tree_lock))
     assert re.search(r"timeout: \S.* = <from the environment>, ", signature)

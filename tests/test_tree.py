@@ -520,6 +520,17 @@ def test_a_symlink_that_comes_onto_a_path_is_seen_at_the_next_entry(
         assert lock.lock_file == source_tree_lock(moved).lock_file != before
 
 
+def test_of_the_paths_that_were_met_only_so_many_are_remembered(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tree, "_MOST_MET", 0)
+    before = set(_tree._met)
+    for _ in range(2):
+        with source_tree_lock(tree) as lock:
+            assert lock.tree == tree.resolve()
+    assert _tree._met == before
+
+
 @posix_only
 @pytest.mark.parametrize("named", ["lock_dir", "environment"])
 def test_a_lock_directory_that_is_a_dangling_symlink_is_said_to_be_none(
