@@ -508,6 +508,7 @@ def test_a_command_on_windows_gets_ctrl_c_by_itself(
     monkeypatch.setattr(subprocess.Popen, "wait", wait)
     main = importlib.import_module("source_tree_lock.__main__").main
     script = "import os, sys; sys.exit(7 if os.environ['SOURCE_TREE_LOCK_HELD'] else 8)"
+    monkeypatch.setattr(sys, "argv", [*sys.argv])  # it names the command as the program
     assert main(["run", str(tree), "--", sys.executable, "-c", script]) == 7
     assert len(waits) > 1
 
@@ -659,8 +660,9 @@ RUN_ON_MACOS = """
 
 #: Tells of SIGINT, and ends with 7 at SIGTERM.
 TELL_SIGNALS = """
-    import signal, sys, time
-    signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+    import os, signal, sys, time
+    # Not by print(): this one may still be in it when the signal comes.
+    signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted\\n"))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     print("ready", flush=True)
     for _ in range(6000):
