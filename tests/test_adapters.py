@@ -232,6 +232,19 @@ def test_lock_options_are_those_of_the_lock(tree: Path, tmp_path: Path) -> None:
     assert [path.name for path in elsewhere.iterdir()] == ["uv-setuptools-name.lock"]
 
 
+@pytest.mark.parametrize(
+    ("options", "error"), [({"tiemout": 1}, TypeError), ({"timeout": -1}, ValueError)]
+)
+def test_lock_options_that_make_no_sense_are_refused_before_any_hook(
+    options: dict[str, int], error: type[Exception]
+) -> None:
+    name = next(iter(options))
+    with pytest.raises(error, match=name):
+        locked_runner(**options)  # type: ignore[arg-type]
+    with pytest.raises(error, match=name):
+        locked_hooks(object(), **options)  # type: ignore[arg-type]
+
+
 # An interruption ends the command before the tree is free
 
 INTERRUPTED = """
@@ -250,7 +263,8 @@ ALIVE = (
 )
 ENDS = f"{ALIVE}time.sleep(600)"
 REFUSES_TO_END = (
-    "import signal; signal.signal(signal.SIGTERM, lambda *_: print('no', flush=True))\n"
+    # Not by print(): it may still be in it when the signal comes.
+    "import os, signal; signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'no\\n'))\n"
     f"{ALIVE}while True: time.sleep(1)"
 )
 

@@ -891,7 +891,7 @@ def test_the_record_is_there_while_the_tree_is_held_and_blank_afterwards(tree: P
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the command is a link")
-@pytest.mark.parametrize("way", ["script", "module", "package", "code", "bare"])
+@pytest.mark.parametrize("way", ["script", "module", "package", "hook", "code", "bare"])
 def test_a_program_is_called_what_people_call_it(way: str, tree: Path, tmp_path: Path) -> None:
     code = f"""
 from source_tree_lock import source_tree_lock
@@ -901,11 +901,17 @@ with source_tree_lock({str(tree)!r}) as lock:
     (tmp_path / "builder").mkdir()
     (tmp_path / "builder" / "__main__.py").write_text(code)
     (tmp_path / "one_module.py").write_text(code)
+    hooks = tmp_path / "frontend" / "vendored"
+    hooks.mkdir(parents=True)
+    for directory in (hooks.parent, hooks):
+        directory.joinpath("__init__.py").touch()
+    hooks.joinpath("_in_process.py").write_text(code)
     (tmp_path / "a script").write_text(code)
     arguments, expected = {
         "script": (["./a script", "secret"], "a script"),
         "module": (["-m", "one_module", "secret"], "one_module.py"),
         "package": (["-m", "builder", "secret"], "builder"),
+        "hook": (["frontend/vendored/_in_process.py", "secret"], "frontend"),
         "code": (["-c", code, "secret"], os.path.basename(sys.executable)),
         "bare": (["-"], os.path.basename(sys.executable)),
     }[way]

@@ -620,6 +620,12 @@ def test_a_method_may_name_the_tree_of_its_object(tree: Path) -> None:
     assert Project().build()
 
 
+@pytest.mark.parametrize("name", ["digest", "on_wait"])
+def test_what_is_to_be_called_is_looked_at_before_it_is_called(tree: Path, name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a callable"):
+        source_tree_lock(tree, **{name: "no callable"})  # type: ignore[arg-type]
+
+
 def test_a_path_that_depends_on_arguments_serves_a_decorator_only(tree: Path) -> None:
     lock = source_tree_lock(lambda: tree)
     with pytest.raises(TypeError, match="decorator"), lock:

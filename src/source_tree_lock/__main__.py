@@ -38,7 +38,9 @@ _TELL_EVERY: Final = 10.0
 _RUN = """Run a command while no other process builds in TREE: make, pip, a shell script.
 
 The command is handed the lock, so that a build inside it that takes the same lock does not
-wait for its own wrapper. While it has to wait, it says on stderr whom for."""
+wait for its own wrapper. uv cannot be handed it: uv is refused as the command, and inside of
+another one it waits for its wrapper, unless the project's build-backend is
+source_tree_lock.build_meta. While a command has to wait, stderr says whom for."""
 _RUN_EXITS = """exit status: the command's own; 128 + n when signal n ended it; 127 not found;
 126 not executable; 75 timed out; 69 lock unavailable; 2 bad usage or no such tree"""
 _STATUS = "Tell whether TREE is free or held, by whom and since when. Takes no lock."
@@ -116,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="S",
         default=FROM_ENVIRONMENT,
-        help="wait at most S seconds (default: for ever)",
+        help="wait at most S seconds (default: SOURCE_TREE_LOCK_TIMEOUT, else for ever)",
     )
     status = actions.add_parser(
         "status", help="tell who holds the lock", description=_STATUS, epilog=_STATUS_EXITS
@@ -124,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for scripts")
     for each in (run, status):
         each.add_argument(
-            "--lock-dir", metavar="D", help="directory of the lock file (default: uv's)"
+            "--lock-dir",
+            metavar="D",
+            help="directory of the lock file (default: SOURCE_TREE_LOCK_DIR, else uv's)",
         )
         each.add_argument("tree", metavar="TREE", help="the source tree, a directory")
     return parser

@@ -103,6 +103,10 @@ class SourceTreeLock:
     ) -> None:
         if not callable(path) and not isinstance(path, (str, bytes, os.PathLike)):
             raise TypeError(f"path must be a path or a callable, not {path!r}")
+        if not callable(digest):
+            raise TypeError(f"digest must be a callable, not {digest!r}")
+        if on_wait is not None and not callable(on_wait):
+            raise TypeError(f"on_wait must be a callable or None, not {on_wait!r}")
         self._path = path
         self._timeout = timeout
         self._digest = digest
@@ -191,7 +195,8 @@ class SourceTreeLock:
             timeout: how long to wait, in seconds; -1 for as long as this lock says.
 
         Returns:
-            Whether the tree is held.
+            Whether the tree is held. It is not when the time is up, be it that of the call,
+            of this lock or of the environment.
 
         Raises:
             ValueError, OverflowError: the arguments make no sense.

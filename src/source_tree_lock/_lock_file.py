@@ -177,8 +177,8 @@ def _unavailable(path: str, error: OSError) -> LockUnavailable:
         "with lock_dir or SOURCE_TREE_LOCK_DIR",
         errno.ENOTDIR: "the lock directory is not a directory; name another "
         "with lock_dir or SOURCE_TREE_LOCK_DIR",
-        errno.EACCES: "no permission to open the lock file; make it readable for this user, "
-        "or name another directory with lock_dir or SOURCE_TREE_LOCK_DIR",
+        errno.EACCES: "no permission to open the lock file, or to make it; give the file mode "
+        "0666 and its directory 1777, or name another with lock_dir or SOURCE_TREE_LOCK_DIR",
         errno.EROFS: "the lock directory is read-only; name another "
         "with lock_dir or SOURCE_TREE_LOCK_DIR",
     }

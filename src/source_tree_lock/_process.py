@@ -57,10 +57,13 @@ def pid_namespace() -> int:
 
 def program() -> str:
     """What people call this process: its script or module, without arguments."""
-    path = (getattr(sys, "argv", None) or [""])[0]
-    name = os.path.basename(path)
-    if name == "__main__.py":  # python -m build
-        name = os.path.basename(os.path.dirname(path))
+    directory, name = os.path.split((getattr(sys, "argv", None) or [""])[0])
+    if name.startswith("_"):
+        # `python -m build` is build/__main__.py, and pip runs hooks by a script deep inside of it.
+        while os.path.exists(os.path.join(os.path.dirname(directory), "__init__.py")):
+            directory = os.path.dirname(directory)
+        if name == "__main__.py" or os.path.exists(os.path.join(directory, "__init__.py")):
+            name = os.path.basename(directory)
     if not name or name.startswith("-"):
         name = os.path.basename(sys.executable or "python")
     return name if is_name(name) else "python"

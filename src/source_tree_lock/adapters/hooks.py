@@ -60,7 +60,11 @@ def locked_hooks(
         when: tells of a source tree whether to lock it.
         lock_options: ``timeout``, ``digest``, ``lock_dir`` and ``on_wait``, as for
             `source_tree_lock`.
+
+    Raises:
+        TypeError, ValueError: a lock option makes no sense.
     """
+    source_tree_lock(**lock_options)  # said here, not at the first hook
     # It answers for the object in everything, as far as a type checker is concerned.
     return _LockedHooks(hooks, source_tree, when, lock_options)  # type: ignore[return-value]
 

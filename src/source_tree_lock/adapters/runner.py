@@ -55,10 +55,14 @@ def locked_runner(
         lock_options: ``timeout``, ``digest``, ``lock_dir`` and ``on_wait``, as for
             `source_tree_lock`.
 
+    Raises:
+        TypeError, ValueError: a lock option makes no sense.
+
     Raises (when it is called):
         subprocess.CalledProcessError: the command failed (without a ``runner``).
         Those of entering a `source_tree_lock`.
     """
+    source_tree_lock(**lock_options)  # what makes no sense is said here, not at the first hook
 
     def run(
         cmd: Sequence[str],
