@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -287,6 +288,25 @@ def test_an_interruption_ends_the_command_before_the_tree_is_free(
         assert "interrupted" in (line, line if line != "no" else frontend.line())
         assert is_free(tree / "alive")
         assert is_free(source_tree_lock(tree).lock_file)
+
+
+def test_an_interruption_while_the_command_starts_ends_it(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    real: Callable[..., None] = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+    def interrupted(process: subprocess.Popen[bytes], *arguments: object) -> None:
+        real(process, *arguments)
+        started.append(process.pid)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        locked_runner()([sys.executable, "-c", "import time; time.sleep(600)"], str(tree))
+    with pytest.raises(ChildProcessError):  # it has ended, and was waited for
+        os.waitpid(started[0], os.WNOHANG)
+    assert is_free(source_tree_lock(tree).lock_file)
 
 
 # Which trees

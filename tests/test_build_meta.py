@@ -194,6 +194,7 @@ def test_toxs_persistent_backend_holds_the_tree_for_a_hook_not_for_its_life(
 
 # Builds that died
 
+MARK = ".source-tree-lock-unfinished"
 BUILD = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
@@ -245,13 +246,16 @@ def test_a_build_that_finds_nothing_left_behind_says_nothing(tree: Path, tmp_pat
         assert build(tree, tmp_path / str(number)) == (0, "")
 
 
-def test_what_a_dead_build_left_half_done_is_done_again(tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["build", "."])
+def test_what_a_dead_build_left_half_done_is_done_again(
+    tree: Path, tmp_path: Path, where: str
+) -> None:
     """To setuptools it is done: it looks newer than its source."""
     write_project(tree)
     alone = built(tree, tmp_path / "out")
     (tree / "build" / "lib" / "sample.py").write_text("")
     assert built(tree, tmp_path / "out") != alone, "it is no danger"
-    (tree / "build" / ".source-tree-lock-unfinished").touch()
+    (tree / where / MARK).touch()
     status, logged = build(tree, tmp_path / "again")
     assert (status, "did not finish" in logged) == (0, True)
     [wheel] = archives(tmp_path / "again")
@@ -282,10 +286,16 @@ def test_of_an_unfinished_sdist_only_its_own_directory_is_removed(
 ) -> None:
     write_project(tree)
     alone = built(tree, tmp_path / "out", "build_sdist")
-    others = [tree / name for name in ("sample-2", "other-1", "sample", "-", "1", "x-sample-1")]
-    for path in (tree / "sample-1", *others):
+    staged = tree / "sample-1"
+    staged.mkdir()
+    os.link(tree / "sample.py", staged / "sample.py")
+    (staged / "PKG-INFO").touch()
+    names = ("sample-2", "other-1", "sample", "-", "1", "x-sample-1", "Sample-1")
+    others = [tree / name for name in names]
+    for path in others:
         path.mkdir()
         (path / "file").touch()
+    (tree / "SAMPLE-1").symlink_to(staged)
     status, logged = build(tree, tmp_path / "again", "build_sdist")
     assert (status, "Removing 'sample-1'" in logged) == (0, True)
     [sdist] = archives(tmp_path / "again")
@@ -295,6 +305,42 @@ def test_of_an_unfinished_sdist_only_its_own_directory_is_removed(
     (tree / "sample.egg-info").mkdir()
     assert build(tree, tmp_path / "again", "build_sdist")[0] == 0
     assert all((path / "file").exists() for path in others)
+
+
+def test_an_unpacked_sdist_of_another_project_stays(tree: Path, tmp_path: Path) -> None:
+    """It has an egg-info, and is called as what setuptools stages for the project named there."""
+    write_project(tree)
+    vendored = tree / "libfoo-1.2"
+    for name, text in {
+        "PKG-INFO": "Name: libfoo\nVersion: 1.2\n",
+        "libfoo.egg-info/PKG-INFO": "Name: libfoo\nVersion: 1.2\n",
+        "sample.py": "precious",
+    }.items():
+        (vendored / name).parent.mkdir(parents=True, exist_ok=True)
+        (vendored / name).write_text(text)
+    assert build(tree, tmp_path / "out", "build_sdist") == (0, "")
+    assert (vendored / "sample.py").read_text() == "precious"
+    assert len(list(vendored.iterdir())) == 3
+
+
+@pytest.mark.parametrize("hook", ["build_wheel", "build_editable", "build_sdist"])
+def test_a_first_build_finds_the_packages_that_setuptools_finds(tmp_path: Path, hook: str) -> None:
+    """A directory that is made for the mark would be a package where namespaces are looked for."""
+    tree, made = tmp_path / "tree", []
+    for backend in ("setuptools.build_meta", "source_tree_lock.build_meta"):
+        shutil.rmtree(tree, ignore_errors=True)
+        (tree / "mine").mkdir(parents=True)
+        (tree / "mine" / "__init__.py").touch()
+        (tree / "setup.py").write_text(
+            "from setuptools import find_namespace_packages, setup\n"
+            "setup(name='mine', version='1', packages=find_namespace_packages())\n"
+        )
+        code = f"import sys, {backend} as b; getattr(b, sys.argv[1])(sys.argv[2])"
+        out = tmp_path / backend
+        subprocess.run([sys.executable, "-c", code, hook, out], cwd=tree, check=True, timeout=LIMIT)
+        [archive] = archives(out)
+        made.append(content(archive))
+    assert made[1] == made[0]
 
 
 def test_a_projects_own_files_of_the_same_names_stay(tree: Path, tmp_path: Path) -> None:
@@ -309,27 +355,45 @@ def test_a_projects_own_files_of_the_same_names_stay(tree: Path, tmp_path: Path)
     elsewhere.write_text("theirs")
     os.utime(elsewhere, (1e9, 1e9))
     (tree / "build" / "lib" / "link.py").symlink_to(elsewhere)
-    (tree / "build" / ".source-tree-lock-unfinished").touch()
+    (tree / "build" / MARK).touch()
     alone = built(tree, tmp_path / "out")
     assert "sample.py" in alone
     assert [path.read_text() for path in own] == ["own"] * 3
     assert [path.stat().st_mtime for path in (*own, elsewhere)] == [0, 0, 0, 1e9]
 
 
-def test_a_finished_build_leaves_no_mark(tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("setup", ["", "import os\nos.mkdir('sub')\nos.chdir('sub')\n"])
+def test_a_finished_build_leaves_no_mark(tree: Path, tmp_path: Path, setup: str) -> None:
     write_project(tree)
-    mark = tree / "build" / ".source-tree-lock-unfinished"
+    if setup:  # whatever it builds where it has gone
+        (tree / "pyproject.toml").unlink()
+        (tree / "setup.py").write_text(f"{setup}from setuptools import setup\nsetup(name='x')\n")
     built(tree, tmp_path / "out")
-    assert not mark.exists()
-    shutil.rmtree(tree / "build")
+    assert list(tree.rglob(MARK)) == []
+    for directory in ("build", "sub"):
+        shutil.rmtree(tree / directory, ignore_errors=True)
     built(tree, tmp_path / "out", "build_editable")
+    assert list(tree.rglob(MARK)) == []
     assert not (tree / "build").exists()
 
 
-def test_a_build_that_fails_leaves_a_mark(tree: Path, tmp_path: Path) -> None:
+def test_a_build_that_fails_leaves_a_mark_which_stays_out_of_archives(
+    tree: Path, tmp_path: Path
+) -> None:
     write_project(tree, "raise SystemExit(1)")
+    (tree / "MANIFEST.in").write_text("graft .\n")
     assert build(tree, tmp_path / "out")[0] != 0
-    assert (tree / "build" / ".source-tree-lock-unfinished").exists()
+    assert (tree / MARK).exists()
+    (tree / "build" / "lib").mkdir(parents=True)
+    write_project(tree)
+    archive = built(tree, tmp_path / "out", "build_sdist")
+    assert [name for name in archive if MARK in name] == []
+    assert (tree / "build" / MARK).exists()
+    shutil.rmtree(tree / "build")
+    (tree / MARK).touch()
+    archive = built(tree, tmp_path / "out", "build_sdist")
+    assert [name for name in archive if MARK in name] == []
+    assert list(tree.rglob(MARK)) == []
 
 
 #: Counts the files of the tree that are opened to be written, and, when it comes to the one that

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from projects import content, make_project
 from support import (
+    HOLD,
     LIMIT,
     PRELUDE,
     Child,
@@ -253,6 +254,18 @@ def test_uv_is_refused_with_the_reason(command: list[str], tree: Path) -> None:
     assert ended.returncode == 2
     assert "uv takes this lock by itself, and would wait for its own wrapper" in complaint(ended)
     assert not source_tree_lock(tree).lock_file.exists()
+
+
+def test_status_names_a_holder_whom_the_encoding_cannot(tree: Path, tmp_path: Path) -> None:
+    script = tmp_path / "schläfer"
+    script.write_text(PRELUDE + textwrap.dedent(HOLD))
+    with subprocess.Popen([sys.executable, script, tree], stdin=PIPE, stdout=PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        ended = run("status", tree, environ={"PYTHONIOENCODING": "ascii"})
+        holder.communicate(b"go\n", timeout=LIMIT)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+    assert b"held by 'schl\\xe4fer (pid" in ended.stdout
 
 
 @pytest.mark.parametrize("command", [["uvicorn"], ["echo", "uv"], ["sh", "-c", "uv"]], ids=" ".join)

@@ -644,6 +644,34 @@ def test_a_setup_py_that_takes_the_lock_builds(tree: Path, frontend: str) -> Non
     assert [path.name for path in (tree / "dist").glob("*.whl")] == ["sample-1-py3-none-any.whl"]
 
 
+def test_numbers_of_a_hold_that_is_over_do_not_touch_what_has_them_now(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What closes inherited descriptors frees their numbers, and we open ours next."""
+    other = tmp_path / "other"
+    other.mkdir()
+    passed: list[list[int]] = []
+
+    def stranger() -> None:
+        assert not source_tree_lock(tree).acquire(blocking=False)
+        with source_tree_lock(other) as lock:
+            passed.append(lock._hand_over(with_descriptors=True)[1])
+
+    with source_tree_lock(tree) as lock:
+        environ, ours = lock._hand_over(with_descriptors=True)
+        [entry] = json.loads(environ[VARIABLE])
+        assert entry["descriptors"] == ours
+        monkeypatch.setenv(VARIABLE, json.dumps([{**entry, "token": "of a hold that is over"}]))
+        thread = threading.Thread(target=stranger)
+        thread.start()
+        thread.join(LIMIT)
+        assert not is_free(lock.lock_file)
+        assert not is_free(tree)
+    [descriptors] = passed
+    assert len(descriptors) == 2
+    assert not set(descriptors) & set(ours)
+
+
 # The kernel's list of locks
 
 #: Locks and unlocks a hundred files, over and over. Arguments: a directory.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 import os
+import pickle
 import socket
 import stat
 import sys
@@ -652,6 +654,15 @@ def test_closing_unlocks_though_a_child_has_a_copy_of_the_descriptor(lock_file: 
     lock.close()  # closing twice does nothing
     with pytest.raises(ValueError, match="closed"):
         lock.fileno()
+
+
+def test_a_kernel_lock_is_not_copied(lock_file: Path) -> None:
+    """A copy would close a number that is another's by then."""
+    lock = open_lock_file(str(lock_file), make_directory=False)
+    for make in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            make(lock)
+    lock.close()
 
 
 def test_a_close_that_is_interrupted_each_time_ends_and_a_later_one_closes(

@@ -7,6 +7,7 @@ import asyncio
 import copy
 import errno
 import functools
+import gc
 import importlib
 import inspect
 import logging
@@ -34,6 +35,7 @@ from source_tree_lock import (
     LockUnavailable,
     SourceTreeLock,
     SourceTreeLockError,
+    _kernel,
     _waiting,
     source_tree_lock,
 )
@@ -553,6 +555,70 @@ def test_a_callback_of_a_loop_enters_as_its_thread(tree: Path) -> None:
         return await taken
 
     assert asyncio.run(main())
+    assert not is_taken(tree)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [copy.copy, copy.deepcopy, lambda lock: pickle.loads(pickle.dumps(lock))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_of_a_lock_is_another_lock_of_its_tree(
+    tree: Path, make: Callable[[SourceTreeLock], SourceTreeLock], no_leaks: object
+) -> None:
+    lock = source_tree_lock(tree, timeout=7)
+    with lock:
+        copied = make(lock)
+        assert "not held" in repr(copied)
+        with copied:
+            pass
+        del copied
+        gc.collect()
+        assert is_taken(tree)
+        with pytest.raises(RuntimeError, match="cannot release"):
+            make(lock).release()
+    assert not is_taken(tree)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_what_interrupts_a_release_is_not_let_in(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object, at: int
+) -> None:
+    """As a signal handler may: by then one kernel lock is given back, or both."""
+    lock = source_tree_lock(tree)
+    unlocked = []
+    with lock:
+        assert _kernel._calls is not None
+        *others, unlock = _kernel._calls
+
+        def interrupted(descriptor: int) -> None:
+            unlock(descriptor)
+            unlocked.append(descriptor)
+            if len(unlocked) == at:
+                with pytest.raises(RuntimeError, match="just being released"):
+                    lock.acquire()
+
+        monkeypatch.setattr(_kernel, "_calls", (*others, interrupted))
+    assert len(unlocked) >= at or os.name == "nt"
+    assert not is_taken(tree)
+
+
+def test_a_decorator_that_hides_a_coroutine_is_found_out(tree: Path) -> None:
+    """Its body would run when the lock is over."""
+
+    def hide(function: Callable[[], object]) -> Callable[[], object]:
+        @functools.wraps(function)
+        def hiding() -> object:
+            return function()
+
+        return hiding
+
+    async def body() -> None:
+        raise AssertionError("it is not to run")
+
+    build = source_tree_lock(tree)(hide(body))
+    with pytest.raises(TypeError, match="gives a coroutine"):
+        build()
     assert not is_taken(tree)
 
 

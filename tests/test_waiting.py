@@ -765,3 +765,28 @@ def test_where_no_thread_can_be_started_the_lock_is_unavailable(
                 source_tree_lock(tree, timeout=LIMIT).acquire()
         assert line_of(lock_file) is None
         assert not source_tree_lock(tree).acquire(timeout=0.01)
+
+
+def test_what_interrupts_a_wait_in_line_does_not_wait_in_its_midst(tree: Path) -> None:
+    """The interrupted wait would be granted the lock, and could do nothing with it."""
+    script = """
+        import signal
+        from source_tree_lock import source_tree_lock
+        def handler(*_):
+            try:
+                source_tree_lock(sys.argv[1]).acquire()
+            except RuntimeError as error:
+                tell(error)
+        signal.signal(signal.SIGUSR1, handler)
+        with source_tree_lock(sys.argv[1], timeout=3600):
+            tell("in")
+        signal.raise_signal(signal.SIGUSR1)  # now it may
+        tell("free" if source_tree_lock(sys.argv[1]).acquire(timeout=0) else "held")
+    """
+    with held_elsewhere(tree) as holder, Child(script, tree) as waiter:
+        wait_until_blocked(waiter.pid)
+        os.kill(waiter.pid, signal.SIGUSR1)
+        assert "this very thread was waiting for" in waiter.line()
+        holder.say()
+        waiter.expect("in")
+        waiter.expect("free")

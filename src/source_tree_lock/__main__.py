@@ -199,15 +199,15 @@ def _status(options: argparse.Namespace) -> int:
         }
         print(json.dumps(fields))
     else:
-        state = f"held by {holder or 'an unknown process'}" if held else "free"
+        state = f"held by {_shown(holder or 'an unknown process')}" if held else "free"
         print(f"{_shown(lock.tree)}: {state}")
         print(f"lock file: {_shown(lock.lock_file)}")
     return int(held)
 
 
-def _shown(path: Path) -> str:
-    """A path as every terminal and every encoding can show it."""
-    text = str(path)
+def _shown(what: Path | Holder | str) -> str:
+    """A path or a holder as every terminal and every encoding can show it."""
+    text = str(what)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text if text.isprintable() and _can_encode(text, encoding) else ascii(text)
 

@@ -26,6 +26,7 @@ from ._waiting import (
     ThreadCaller,
     current_status,
     restarted_in_vain,
+    waits_already,
 )
 from ._who_holds import find_holder, kernel_holder, kernel_holders, may_be_ancestors
 from .errors import LockTimeout, LockUnavailable
@@ -174,7 +175,7 @@ class Entry:
 
     def _re_enter(self, tree: Tree) -> bool:
         hold = holds.get(tree.identity)
-        if hold is None or hold.owner is not self.owner:
+        if hold is None or hold.owner is not self.owner or hold.is_ending:
             return False
         self.hold = hold
         hold.entries.append(self)
@@ -290,6 +291,11 @@ class Entry:
             return
         self._told = True
         tree = self._seen_tree()
+        if self.plain and waits_already(self._lock_file):
+            raise RuntimeError(
+                f"source tree {tree.path!r} is what this very thread was waiting for when a signal "
+                "handler, or the like, interrupted it: its own wait would keep it out for ever"
+            )
         inside = holds.get(tree.identity) or self._hold_of_lock_file()
         if inside is not None:
             self._refuse_endless_wait(inside)
@@ -331,6 +337,11 @@ class Entry:
         return None
 
     def _refuse_endless_wait(self, inside: Hold) -> None:
+        if inside.owner is self.owner and inside.is_ending:
+            raise RuntimeError(
+                f"source tree {inside.tree.path!r} is just being released by this very thread or "
+                "task, which a signal handler, or the like, interrupted: it cannot enter now"
+            )
         if inside.owner is self.owner:
             raise RuntimeError(
                 f"source tree {inside.tree.path!r}, which this very thread or task holds, has the "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from ._kernel import leads_to, try_lock_descriptor, unlock_descriptor
+from ._kernel import is_ours, leads_to, try_lock_descriptor, unlock_descriptor
 from ._process import POSIX, is_uv, line_of_descent, working_directory_of
 from ._record import parse_json, read_record
 from ._who_holds import is_held, kernel_holder
@@ -147,7 +147,9 @@ def handed_down() -> list[Handover]:
                     int(entry["pid"]),
                     int(entry["pid_namespace"]),
                     str(entry["token"]),
-                    [int(descriptor) for descriptor in entry["descriptors"]],
+                    # A number that was not inherited after all may be one of ours by now, and to
+                    # try that one would unlock our own hold.
+                    [-1 if is_ours(int(each)) else int(each) for each in entry["descriptors"]],
                 )
             )
     return found

@@ -31,6 +31,7 @@ class Hold:
         owner: the task or thread.
         thread: the thread, whoever owns it.
         entries: what entered and has not left.
+        is_ending: whether its kernel locks are being released.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class Hold:
         "entries",
         "file",
         "handover",
+        "is_ending",
         "lock_file",
         "owner",
         "thread",
@@ -61,6 +63,7 @@ class Hold:
         self.owner = owner
         self.thread = current_thread()
         self.entries: list[object] = []
+        self.is_ending = False
         self._token = ""
         self._record = b""
         self._unwritten: OSError | None = None
@@ -116,6 +119,7 @@ class Hold:
         """
         with guard:
             if self.is_mine():
+                self.is_ending = True
                 if self.file is not None and self._record:
                     blank_record(self.file, self._record)
                     self._record = b""

@@ -20,7 +20,7 @@ from .errors import LockUnavailable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Final
+    from typing import Any, Final, NoReturn
 
     from ._process import Identity
 
@@ -157,9 +157,18 @@ class KernelLock:
         if interruption is not None:
             raise interruption
 
+    def __reduce__(self) -> NoReturn:
+        # A copy would close the number a second time, whosever it is by then.
+        raise TypeError(f"a kernel lock cannot be copied or pickled: {self.path!r}")
+
     def __del__(self) -> None:
         if getattr(self, "_descriptors", None):  # there are none if __init__ was interrupted
             self.close()
+
+
+def is_ours(descriptor: int) -> bool:
+    """Whether a descriptor was opened here, and so not inherited."""
+    return any(descriptor in each for each in list(_registry.values()))
 
 
 def try_lock_descriptor(descriptor: int) -> bool:

@@ -119,6 +119,10 @@ class SourceTreeLock:
         state = f"held, entered {len(entries)} times" if entries else "not held"
         return f"<SourceTreeLock of {self._path!r}, {state}>"
 
+    def __getstate__(self) -> dict[str, object]:
+        """A copy, here or in another process, is another lock of the tree, and not held."""
+        return {**vars(self), "_entries": []}
+
     # Entering and leaving
 
     def __enter__(self) -> Self:
@@ -299,7 +303,14 @@ class SourceTreeLock:
         @functools.wraps(function)
         def locked(*args: P.args, **kwargs: P.kwargs) -> R:
             with self._for_call(args, kwargs):
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+                if inspect.iscoroutine(result):
+                    result.close()
+                    raise TypeError(
+                        f"{function!r} gives a coroutine, before whose body runs the lock would "
+                        "be over; put the lock below the decorator that hides its `async def`"
+                    )
+                return result
 
         return locked
 

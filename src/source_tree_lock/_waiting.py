@@ -13,6 +13,7 @@ import errno
 import os
 import threading
 from collections import deque
+from weakref import WeakSet
 
 from ._kernel import KernelLock, guard, leads_to, unavailable
 from ._lock_file import open_lock_file
@@ -184,8 +185,18 @@ class ThreadCaller(Caller):
     def __init__(self) -> None:
         super().__init__()
         self._outcome: KernelLock | Exception | None = None
+        self._is_back = False
         self._told = threading.Lock()
         self._told.acquire()
+        _waits.callers.add(self)
+
+    def stand_back(self) -> None:
+        super().stand_back()
+        self._is_back = True
+
+    def waits_for(self, path: str) -> bool:
+        """Whether the wait for the lock file at ``path`` is not over."""
+        return not self._is_back and self._line is not None and self._line.path == path
 
     def outcome(self) -> KernelLock | Exception | None:
         return self._outcome
@@ -198,6 +209,24 @@ class ThreadCaller(Caller):
     def wait(self, seconds: float) -> None:
         """Until the outcome is there, or ``seconds`` have passed."""
         self._told.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+
+class _Waits(threading.local):
+    """Those of the running thread, which are many only where one interrupts another."""
+
+    def __init__(self) -> None:
+        self.callers: WeakSet[ThreadCaller] = WeakSet()
+
+
+_waits = _Waits()
+
+
+def waits_already(path: str) -> bool:
+    """Whether the running thread has been interrupted in a wait in line for this lock file.
+
+    What is granted to that one meanwhile would keep out whatever waits in its midst.
+    """
+    return any(each.waits_for(path) for each in _waits.callers)
 
 
 class TaskCaller(Caller):

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
     from ._holder import Holder
 
-#: Stands while a build writes, and so tells the next one that this one did not finish.
-_UNFINISHED: Final = os.path.join("build", ".source-tree-lock-unfinished")
+#: Stands while a build writes, and so tells the next one that this one did not finish: in
+#: ``build``, which setuptools leaves out of its manifests, or beside it where there is none yet,
+#: since a ``build`` that is made before setuptools looks for packages would be found as one.
+_MARK: Final = ".source-tree-lock-unfinished"
+_UNFINISHED: Final = os.path.join("build", _MARK)
 #: What setuptools keeps from one build to the next, unless the source is newer.
 _KEPT: Final = ("lib", "lib.*", "temp.*")
 _STAGES: Final = frozenset(("build_wheel", "build_editable"))
@@ -62,13 +65,15 @@ def _locked(name: str, *, legacy: bool) -> Callable[..., object]:
     @functools.wraps(hook)
     def locked(*args: object, **kwargs: object) -> object:
         with source_tree_lock(on_wait=_tell):
+            _put_the_mark_into_build()
             _remove_what_dead_builds_left(name)
             if name not in _STAGES:
                 return hook(*args, **kwargs)
             _distrust_what_a_dead_build_made()
-            _mark_unfinished()
+            mark = _mark_unfinished()
             result = hook(*args, **kwargs)
-            _mark_finished()
+            with suppress(OSError):
+                os.unlink(mark)
             return result
 
     return locked
@@ -132,8 +137,34 @@ def _release_trees(egg_info: str) -> list[str]:
     return [
         name
         for name in os.listdir()
-        if re.fullmatch(pattern, name, re.IGNORECASE) and os.path.isdir(name)
+        if re.fullmatch(pattern, name, re.IGNORECASE)
+        and os.path.isdir(name)
+        and not os.path.islink(name)
+        and _has_copies_alone(name)
     ]
+
+
+def _has_copies_alone(directory: str) -> bool:
+    """Whether nothing is lost with a directory that is called as one that setuptools stages.
+
+    That has copies of the tree's own files, each at its place, of which the last may have been
+    only begun, and besides them ``PKG-INFO`` and ``setup.cfg``.
+    """
+    for parent, _, names in os.walk(directory):
+        inside = os.path.relpath(parent, directory)
+        for name in names:
+            if inside == os.curdir and name in ("PKG-INFO", "setup.cfg"):
+                continue
+            try:
+                with (
+                    open(os.path.join(parent, name), "rb") as copy,
+                    open(os.path.join(inside, name), "rb") as original,
+                ):
+                    if not original.read().startswith(copy.read()):
+                        return False
+            except OSError:
+                return False  # the tree has no such file
+    return True
 
 
 def _distrust_what_a_dead_build_made() -> None:
@@ -150,15 +181,19 @@ def _distrust_what_a_dead_build_made() -> None:
                     os.utime(file, (0, 0))
 
 
-def _mark_unfinished() -> None:
+def _mark_unfinished() -> str:
+    """The path of the mark, absolute: a ``setup.py`` may leave this directory."""
+    mark = os.path.abspath(_UNFINISHED if os.path.isdir("build") else _MARK)
     # Where nothing can be written, setuptools stages nothing either: build_base is elsewhere.
-    with suppress(OSError):
-        os.makedirs(os.path.dirname(_UNFINISHED), exist_ok=True)
-        with open(_UNFINISHED, "wb"):
-            pass
+    with suppress(OSError), open(mark, "wb"):
+        pass
+    return mark
 
 
-def _mark_finished() -> None:
-    with suppress(OSError):
-        os.unlink(_UNFINISHED)
-        os.rmdir(os.path.dirname(_UNFINISHED))  # if this was all that is in it
+def _put_the_mark_into_build() -> None:
+    """Keep the mark of a dead build out of archives, which may take all files beside ``build``."""
+    if os.path.lexists(_MARK):
+        if os.path.isdir("build"):
+            os.replace(_MARK, _UNFINISHED)
+        else:
+            os.unlink(_MARK)  # it left nothing to be distrusted

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import subprocess
+import threading
 from contextlib import suppress
 
 from .._lock import source_tree_lock
@@ -91,17 +93,73 @@ def _run(
 ) -> None:
     """Run a command to its end, whatever interrupts it: only then the tree may be released."""
     environ = {**os.environ, **(extra_environ or {})}
-    with subprocess.Popen(cmd, cwd=cwd, env=environ, pass_fds=descriptors) as process:
-        try:
-            status = process.wait()
-        except BaseException:
-            try:
-                process.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE)
-            finally:
-                process.kill()  # does nothing to one that has ended
-                process.wait()
-            raise
+    start = _Start(cmd, cwd, environ, descriptors)
+    try:
+        status = start.begin().wait()
+    except BaseException:
+        process = start.give_up()
+        if process is not None:
+            _end(process)
+        raise
     if status:
         raise subprocess.CalledProcessError(status, cmd)
+
+
+class _Start:
+    """The start of a command, in a thread of its own, where no signal handler runs.
+
+    One that raises after the process was made, and before its number is noted, would leave a
+    process that nobody knows of: `subprocess.Popen` is in that moment as long as an exec takes.
+    """
+
+    def __init__(
+        self,
+        cmd: Sequence[str],
+        cwd: str | None,
+        environ: Mapping[str, str],
+        descriptors: Sequence[int],
+    ) -> None:
+        self._arguments = (cmd, cwd, environ, descriptors)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error: BaseException | None = None
+        self._is_given_up = False
+        self._gate = threading.Lock()
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def begin(self) -> subprocess.Popen[bytes]:
+        """The process, once it has started; raises what kept it from that."""
+        _thread.start_new_thread(self._start, ())
+        self._done.acquire()
+        if self._error is not None:
+            raise self._error
+        assert self._process is not None
+        return self._process
+
+    def give_up(self) -> subprocess.Popen[bytes] | None:
+        """The process, if it has started; else it never will."""
+        with self._gate:
+            self._is_given_up = True
+        return self._process
+
+    def _start(self) -> None:
+        cmd, cwd, environ, descriptors = self._arguments
+        with self._gate:
+            try:
+                if not self._is_given_up:
+                    self._process = subprocess.Popen(
+                        cmd, cwd=cwd, env=environ, pass_fds=descriptors
+                    )
+            except BaseException as error:  # handed to the caller, who raises it
+                self._error = error
+        self._done.release()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
+    finally:
+        process.kill()  # does nothing to one that has ended
+        process.wait()
