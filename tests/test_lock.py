@@ -179,14 +179,18 @@ def test_leaving_what_was_released_already_is_an_error(tree: Path) -> None:
 
 
 def test_a_generator_that_another_thread_closes_does_not_release_silently(tree: Path) -> None:
+    lock = source_tree_lock(tree)
+
     def generator() -> Iterator[None]:
-        with source_tree_lock(tree):
+        with lock:
             yield
 
     paused = generator()
     next(paused)
     assert isinstance(in_thread(paused.close), RuntimeError)  # type: ignore[attr-defined]
     assert is_taken(tree)
+    lock.release()
+    assert not is_taken(tree)
 
 
 def test_async_with_needs_asyncio_and_says_so(tree: Path, no_leaks: object) -> None:
