@@ -183,6 +183,16 @@ def is_free(path: str | Path) -> bool:
     return True
 
 
+#: Code that locks the file `alive` in its working directory for the life of its process: where that
+#: is free again, the process has ended. Its number may be another's by then, or a thread's.
+ALIVE = """
+import fcntl, os
+alive = open("alive.part", "w")
+fcntl.flock(alive, fcntl.LOCK_EX)
+os.rename("alive.part", "alive")
+"""
+
+
 def stop_for_good(process: subprocess.Popen[bytes]) -> None:
     """End a process group, whatever it does."""
     with suppress(ProcessLookupError):

@@ -22,7 +22,7 @@ from pyproject_hooks import (
     default_subprocess_runner,
     quiet_subprocess_runner,
 )
-from support import LIMIT, Child, held_elsewhere, is_free, write_project
+from support import ALIVE, LIMIT, Child, held_elsewhere, is_free, write_project
 
 from source_tree_lock import LockTimeout, source_tree_lock
 from source_tree_lock._handover import VARIABLE
@@ -257,16 +257,12 @@ INTERRUPTED = """
     except KeyboardInterrupt:
         tell("interrupted")
 """
-# A lock tells that a process is gone; its number may be another's by then, or a thread's.
-ALIVE = (
-    "import fcntl, time; alive = open('alive', 'w'); fcntl.flock(alive, fcntl.LOCK_EX)\n"
-    "print('alive', flush=True)\n"
-)
-ENDS = f"{ALIVE}time.sleep(600)"
+TELLS = f"{ALIVE}\nimport time; print('alive', flush=True)\n"
+ENDS = f"{TELLS}time.sleep(600)"
 REFUSES_TO_END = (
     # Not by print(): it may still be in it when the signal comes.
     "import os, signal; signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'no\\n'))\n"
-    f"{ALIVE}while True: time.sleep(1)"
+    f"{TELLS}while True: time.sleep(1)"
 )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from projects import archives, content
 from support import (
+    ALIVE,
     LIMIT,
     finish,
     held_elsewhere,
@@ -87,17 +88,10 @@ def test_the_async_frontend_builds_several_trees_at_once(tmp_path: Path) -> None
     assert [modules(tree / "dist") for tree in trees] == [{"sample.py"}] * 3
 
 
-# A lock tells that a process is gone; its number may be another's by then, or a thread's.
-SLOW = """
-import fcntl, os, time
-alive = open("started.part", "w")
-fcntl.flock(alive, fcntl.LOCK_EX)
-os.rename("started.part", "started")
-time.sleep(600)
-"""
+SLOW = f"{ALIVE}\nimport time; time.sleep(600)"
 FAILS = """
 import pathlib, time
-while not pathlib.Path("../one/started").exists() or not pathlib.Path("../two/started").exists():
+while not pathlib.Path("../one/alive").exists() or not pathlib.Path("../two/alive").exists():
     time.sleep(0.01)
 raise SystemExit("it cannot be built")
 """
@@ -111,14 +105,14 @@ def test_the_async_frontend_ends_what_it_started(tmp_path: Path, what: str) -> N
         write_project(tree, setup)
     slow = trees[:2]
     process = example("frontend_async.py", *(slow if what == "Ctrl-C" else trees))
-    wait_until(lambda: all((tree / "started").exists() for tree in slow))
+    wait_until(lambda: all((tree / "alive").exists() for tree in slow))
     if what == "Ctrl-C":
         process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert ("fails: the build failed" in output) is (what != "Ctrl-C")
     for tree in slow:
-        assert is_free(tree / "started")
+        assert is_free(tree / "alive")
         assert is_free(lock_file_of(tree))
 
 

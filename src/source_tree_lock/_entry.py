@@ -337,12 +337,12 @@ class Entry:
         return None
 
     def _refuse_endless_wait(self, inside: Hold) -> None:
-        if inside.owner is self.owner and inside.is_ending:
-            raise RuntimeError(
-                f"source tree {inside.tree.path!r} is just being released by this very thread or "
-                "task, which a signal handler, or the like, interrupted: it cannot enter now"
-            )
         if inside.owner is self.owner:
+            if inside.is_ending:
+                raise RuntimeError(
+                    f"source tree {inside.tree.path!r} is just being released by this very thread "
+                    "or task, which a signal handler, or the like, interrupted: it cannot enter now"
+                )
             raise RuntimeError(
                 f"source tree {inside.tree.path!r}, which this very thread or task holds, has the "
                 f"same lock file, {self._lock_file!r}; leave it first, or give each tree its own"

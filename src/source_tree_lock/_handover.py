@@ -149,7 +149,10 @@ def handed_down() -> list[Handover]:
                     str(entry["token"]),
                     # A number that was not inherited after all may be one of ours by now, and to
                     # try that one would unlock our own hold.
-                    [-1 if is_ours(int(each)) else int(each) for each in entry["descriptors"]],
+                    [
+                        -1 if is_ours(number) else number
+                        for number in map(int, entry["descriptors"])
+                    ],
                 )
             )
     return found

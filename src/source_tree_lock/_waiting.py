@@ -13,7 +13,6 @@ import errno
 import os
 import threading
 from collections import deque
-from weakref import WeakSet
 
 from ._kernel import KernelLock, guard, leads_to, unavailable
 from ._lock_file import open_lock_file
@@ -167,6 +166,12 @@ class Caller:
         with guard:
             if self._line is not None and self in self._line.callers:
                 self._line.callers.remove(self)
+            self._line = None
+
+    def waits_for(self, path: str) -> bool:
+        """Whether it came for the lock file at ``path``, and has not given up its place."""
+        line = self._line
+        return line is not None and line.path == path
 
     def leave(self) -> None:
         """Give up the place; what was granted in this moment is given back."""
@@ -185,18 +190,9 @@ class ThreadCaller(Caller):
     def __init__(self) -> None:
         super().__init__()
         self._outcome: KernelLock | Exception | None = None
-        self._is_back = False
         self._told = threading.Lock()
         self._told.acquire()
         _waits.callers.add(self)
-
-    def stand_back(self) -> None:
-        super().stand_back()
-        self._is_back = True
-
-    def waits_for(self, path: str) -> bool:
-        """Whether the wait for the lock file at ``path`` is not over."""
-        return not self._is_back and self._line is not None and self._line.path == path
 
     def outcome(self) -> KernelLock | Exception | None:
         return self._outcome
@@ -215,6 +211,8 @@ class _Waits(threading.local):
     """Those of the running thread, which are many only where one interrupts another."""
 
     def __init__(self) -> None:
+        from weakref import WeakSet  # not at each start of a program
+
         self.callers: WeakSet[ThreadCaller] = WeakSet()
 
 
