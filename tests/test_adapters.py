@@ -26,7 +26,7 @@ from support import ALIVE, LIMIT, Child, held_elsewhere, is_free, write_project
 
 from source_tree_lock import LockTimeout, source_tree_lock
 from source_tree_lock._handover import VARIABLE
-from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
+from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner, runner
 
 if TYPE_CHECKING:
     from source_tree_lock.adapters.runner import Runner
@@ -290,13 +290,21 @@ def test_an_interruption_while_the_command_starts_ends_it(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
+    given_up = threading.Event()
+    give_up = runner._Start.give_up
     real: Callable[..., None] = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
     def interrupted(process: subprocess.Popen[bytes], *arguments: object) -> None:
         real(process, *arguments)
         started.append(process.pid)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        assert given_up.wait(LIMIT)  # before anybody can know of it
 
+    def giving_up(start: runner._Start) -> subprocess.Popen[bytes] | None:
+        given_up.set()
+        return give_up(start)
+
+    monkeypatch.setattr(runner._Start, "give_up", giving_up)
     monkeypatch.setattr(subprocess.Popen, "_execute_child", interrupted)
     with pytest.raises(KeyboardInterrupt):
         locked_runner()([sys.executable, "-c", "import time; time.sleep(600)"], str(tree))

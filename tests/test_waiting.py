@@ -794,3 +794,27 @@ def test_what_interrupts_a_wait_in_line_does_not_wait_in_its_midst(tree: Path) -
         holder.say()
         waiter.expect("in")
         waiter.expect("free")
+
+
+def test_a_wait_that_was_interrupted_hinders_no_later_one(tree: Path) -> None:
+    script = """
+        import signal
+        from source_tree_lock import LockTimeout, source_tree_lock
+        def handler(*_):
+            raise KeyError("interrupted")
+        signal.signal(signal.SIGUSR1, handler)
+        try:
+            source_tree_lock(sys.argv[1], timeout=3600).acquire()
+        except KeyError as error:
+            kept = error  # and with its traceback all that it was raised in
+        tell("interrupted")
+        try:
+            source_tree_lock(sys.argv[1], timeout=0.05).__enter__()
+        except LockTimeout:
+            tell("timed out")
+    """
+    with held_elsewhere(tree), Child(script, tree) as waiter:
+        wait_until_blocked(waiter.pid)
+        os.kill(waiter.pid, signal.SIGUSR1)
+        waiter.expect("interrupted")
+        waiter.expect("timed out")
