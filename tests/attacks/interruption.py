@@ -91,11 +91,25 @@ class Interruption:
         )
         # Python 3.10 puts it off where a block begins.
         block = name in ("SETUP_FINALLY", "SETUP_WITH", "BEFORE_ASYNC_WITH", "YIELD_FROM")
-        if signals_are_seen and not block and name not in ("RESUME", "PRECALL"):
+        if name in ("RESUME", "PRECALL") or block or not signals_are_seen:
+            return
+        if not _is_finalizing(frame):
             self.count += 1
             if self.count == self._number:
                 self.where = f"{frame.f_code.co_name}, line {frame.f_lineno}, before {name}"
                 raise Interrupt
+
+
+def _is_finalizing(frame: FrameType | None) -> bool:
+    """Whether it runs below a finaliser, which may come at any time when garbage is collected.
+
+    Python prints what is raised there and goes on, as its documentation of ``__del__`` has it.
+    """
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Watch:
