@@ -396,7 +396,12 @@ def test_nonsense_in_the_environment_lets_nobody_in_and_breaks_nothing(
 
 def hook(script: str, tree: Path) -> list[str]:
     """A command that talks to the test through the pipes of its frontend."""
-    prelude = "import sys\ndef tell(x): print(x, flush=True)\ndef heard(): input()\n"
+    # A line is written at once: two processes tell by one pipe. `print` writes its end apart, where
+    # PYTHONUNBUFFERED is set.
+    prelude = (
+        "import sys\ndef tell(x): sys.stdout.write(f'{x}\\n'); sys.stdout.flush()\n"
+        "def heard(): input()\n"
+    )
     enter = "from source_tree_lock import source_tree_lock as lock\n"
     return [sys.executable, "-c", prelude + enter + script, str(tree)]
 
