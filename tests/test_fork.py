@@ -18,7 +18,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 #: The parent's side: it forks a child, which talks by a pipe of its own.
 PRELUDE = """
 import asyncio, os, signal, sys, threading, time, warnings
-from source_tree_lock import LockTimeout, source_tree_lock
+from source_tree_lock import LockTimeout, _waiting, source_tree_lock
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
 tree = sys.argv[1]
@@ -289,6 +289,34 @@ def test_a_child_may_wait_in_a_line_of_its_own(tree: Path, lock_file: Path) -> N
         holder.say()
         parent.expect("parent is in")
         parent.say()
+        parent.expect("child is in")
+        assert parent.end() == 0
+
+
+@linux_only
+def test_a_child_may_wait_though_a_task_of_its_parent_did(tree: Path, lock_file: Path) -> None:
+    script = f"""
+        def child():
+            with source_tree_lock(tree, timeout={LIMIT}):
+                tell("child is in")
+        async def main():
+            task = asyncio.create_task(source_tree_lock(tree).__aenter__())
+            while not _waiting._lines:
+                await asyncio.sleep(0)
+            tell("waits")
+            await asyncio.to_thread(heard)
+            pid = fork(child)
+            tell(pid)
+            await (await task).__aexit__(None, None, None)
+            assert ended(pid) == 0
+        asyncio.run(main())
+    """
+    with held_elsewhere(tree) as holder, child(script, tree) as parent:
+        parent.expect("waits")
+        wait_until_blocked(parent.pid)
+        parent.say()
+        wait_until_blocked(int(parent.line()))
+        holder.say()
         parent.expect("child is in")
         assert parent.end() == 0
 

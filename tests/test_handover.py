@@ -25,7 +25,7 @@ from support import (
     write_project,
 )
 
-from source_tree_lock import LockUnavailable, source_tree_lock
+from source_tree_lock import LockUnavailable, _handover, source_tree_lock
 from source_tree_lock._handover import VARIABLE, good_handover
 from source_tree_lock._who_holds import kernel_holder
 
@@ -517,6 +517,26 @@ def test_descriptors_of_a_hold_that_is_over_lock_nothing(
         status = tree.stat()
         assert good_handover((status.st_dev, status.st_ino)) is None
         assert all(is_free(path) for path in paths)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def test_where_nobody_tells_who_holds_the_descriptors_of_a_hold_that_is_over_lock_nothing(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an overlay: by then, somebody has the tree through another lock file."""
+    lock = source_tree_lock(tree)
+    with lock:
+        entry, lock_file = entry_of(lock.environ), lock.lock_file
+    entry["descriptors"] = descriptors = [os.open(path, os.O_RDONLY) for path in (lock_file, tree)]
+    monkeypatch.setenv(VARIABLE, environ_of(entry)[VARIABLE])
+    monkeypatch.setattr(_handover, "kernel_holder", lambda identity: None)
+    try:
+        status = tree.stat()
+        with flocked(tree):
+            assert good_handover((status.st_dev, status.st_ino)) is None
+            assert is_free(lock_file)
     finally:
         for descriptor in descriptors:
             os.close(descriptor)

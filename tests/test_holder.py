@@ -891,7 +891,9 @@ def test_the_record_is_there_while_the_tree_is_held_and_blank_afterwards(tree: P
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the command is a link")
-@pytest.mark.parametrize("way", ["script", "module", "package", "hook", "code", "bare"])
+@pytest.mark.parametrize(
+    "way", ["script", "private", "private below", "module", "package", "hook", "code", "bare"]
+)
 def test_a_program_is_called_what_people_call_it(way: str, tree: Path, tmp_path: Path) -> None:
     code = f"""
 from source_tree_lock import source_tree_lock
@@ -907,8 +909,15 @@ with source_tree_lock({str(tree)!r}) as lock:
         directory.joinpath("__init__.py").touch()
     hooks.joinpath("_in_process.py").write_text(code)
     (tmp_path / "a script").write_text(code)
+    (tmp_path / "_private").write_text(code)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "_private").write_text(code)
+    if "private" in way:
+        (tmp_path / "__init__.py").touch()  # a relative path ends here, and goes no further up
     arguments, expected = {
         "script": (["./a script", "secret"], "a script"),
+        "private": (["_private", "secret"], "_private"),
+        "private below": (["below/_private", "secret"], "_private"),
         "module": (["-m", "one_module", "secret"], "one_module.py"),
         "package": (["-m", "builder", "secret"], "builder"),
         "hook": (["frontend/vendored/_in_process.py", "secret"], "frontend"),

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import threading
 import unittest
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -39,6 +39,7 @@ from source_tree_lock import (
     _waiting,
     source_tree_lock,
 )
+from source_tree_lock._entry import Entry
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="the rule is of POSIX systems")
 
@@ -906,6 +907,34 @@ def test_one_object_may_be_shared_between_threads(tree: Path, no_leaks: object) 
     assert (inside, most) == ([0], [1])
 
 
+def test_a_thread_finds_its_own_entry_while_another_one_removes_its(
+    tree: Path, no_leaks: object
+) -> None:
+    """`reversed` ends early when the list gets shorter."""
+
+    class Entries(list[Entry]):
+        """Another thread removes its entry as soon as somebody has begun to look."""
+
+        def __reversed__(self) -> Iterator[Entry]:
+            iterator = super().__reversed__()
+            self.pop(0)
+            return iterator
+
+        def __getitem__(self, index: Any) -> Any:
+            found = super().__getitem__(index)
+            self.pop(0)
+            return found
+
+    lock = source_tree_lock(tree)
+    others = lock._entry(None, plain=True)
+    others.owner = object()
+    lock._entries = Entries([others])
+    with lock:
+        pass
+    assert lock._entries == []
+    assert not is_taken(tree)
+
+
 def test_one_object_may_be_shared_between_tasks(tree: Path, no_leaks: object) -> None:
     async def main() -> tuple[int, int]:
         lock, inside, most = source_tree_lock(tree), 0, 0
@@ -1037,6 +1066,37 @@ def test_an_async_generator_may_be_closed_by_another_task(tree: Path, no_leaks: 
         assert not is_taken(tree)
 
     asyncio.run(main())
+
+
+@posix_only
+def test_an_async_generator_that_another_task_closes_releases_no_other_tree(
+    tree: Path, tmp_path: Path, no_leaks: object
+) -> None:
+    """One object, and two trees: which of them is to be left, nobody says."""
+    other, link = tmp_path / "other", tmp_path / "link"
+    other.mkdir()
+    link.symlink_to("tree")
+    lock = source_tree_lock(link)
+
+    async def wheels() -> AsyncGenerator[int, None]:
+        async with lock:
+            yield 1
+
+    async def main() -> None:
+        generator = wheels()
+        await asyncio.create_task(generator.__anext__())
+        link.unlink()
+        link.symlink_to("other")
+        async with lock:
+            with pytest.raises(RuntimeError, match="cannot release"):
+                await asyncio.create_task(generator.aclose())
+            assert (is_taken(tree), is_taken(other)) == (True, True)
+            assert lock.locked()
+        assert (is_taken(tree), is_taken(other)) == (True, False)
+        await lock.__aexit__(None, None, None)
+
+    asyncio.run(main())
+    assert not is_taken(tree)
 
 
 def test_an_async_generator_that_is_left_to_the_loop_is_released_with_it(

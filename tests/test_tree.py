@@ -388,7 +388,19 @@ BAD_OPTIONS: dict[str, tuple[Make, type[Exception], str]] = {
     ),
     "path 7": (lambda tree: source_tree_lock(7), TypeError, "7"),  # type: ignore[arg-type]
     "path None": (lambda tree: source_tree_lock(None), TypeError, "None"),  # type: ignore[arg-type]
-    "lock_dir 7": (lambda tree: source_tree_lock(tree, lock_dir=7), TypeError, "int"),  # type: ignore[arg-type]
+    "lock_dir 7": (lambda tree: source_tree_lock(tree, lock_dir=7), TypeError, "7"),  # type: ignore[arg-type]
+    "lock_dir False": (
+        lambda tree: source_tree_lock(tree, lock_dir=False),  # type: ignore[arg-type]
+        TypeError,
+        "lock_dir.*False",
+    ),
+    "lock_dir ''": (
+        lambda tree: source_tree_lock(tree, lock_dir=""),
+        ValueError,
+        "lock_dir.*empty",
+    ),
+    "digest 'a?'": (digest_of("a?"), ValueError, r"tree.*'a\?'"),
+    "a digest too long for a file name": (digest_of("x" * 240), ValueError, "tree.*xxx"),
     "lock_dir with NUL": (
         lambda tree: source_tree_lock(tree, lock_dir="a\0b"),
         ValueError,
@@ -554,6 +566,9 @@ def test_two_trees_with_one_lock_file_are_not_held_by_one_owner(tree: Path, tmp_
     two = source_tree_lock(other, digest=lambda _: "all")
     with one, pytest.raises(RuntimeError, match="same lock file"):
         two.acquire()
+    spelled = source_tree_lock(other, digest=lambda _: "all", lock_dir=f"{one.lock_file.parent}/.")
+    with one, pytest.raises(RuntimeError, match="same lock file"):
+        spelled.acquire()
     with source_tree_lock(tree):
         tree.rename(tmp_path / "moved")
         tree.mkdir()

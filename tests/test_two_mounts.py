@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import HOLD, LIMIT, Child, is_free, wait_until_blocked
+from support import HOLD, LIMIT, Child, held_elsewhere, is_free, wait_until_blocked
 
 from source_tree_lock import LockTimeout, source_tree_lock
 
@@ -24,7 +24,8 @@ def through_a_symlink(tree: Path, other: Path) -> tuple[str, ...]:
     return ()
 
 
-def through_a_bind_mount_in_another_namespace(tree: Path, other: Path) -> tuple[str, ...]:
+def another_namespace() -> tuple[str, ...]:
+    """What is put before a command that is to have mounts of its own."""
     if sys.platform != "linux":
         pytest.skip("mount namespaces are Linux's")
     if os.geteuid() != 0:
@@ -32,9 +33,14 @@ def through_a_bind_mount_in_another_namespace(tree: Path, other: Path) -> tuple[
     namespace = subprocess.run(["unshare", "-m", "true"], capture_output=True, timeout=LIMIT)
     if namespace.returncode:
         pytest.skip(f"no mount namespaces here: {namespace.stderr.decode().strip()}")
+    return "unshare", "-m"
+
+
+def through_a_bind_mount_in_another_namespace(tree: Path, other: Path) -> tuple[str, ...]:
+    prefix = another_namespace()
     other.mkdir()
     mount = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-    return "unshare", "-m", "sh", "-c", mount, "sh", str(tree), str(other)
+    return *prefix, "sh", "-c", mount, "sh", str(tree), str(other)
 
 
 @pytest.fixture(
@@ -141,3 +147,33 @@ def test_who_holds_does_not_wait_for_itself_by_another_way(
     child.expect("True")
     assert not is_free(tree)
     assert not (tmp_path / "third").exists(), "decided before any lock file is opened"
+
+
+def test_a_tree_that_something_is_mounted_over_during_a_wait_is_locked_anew(
+    tree: Path, tmp_path: Path
+) -> None:
+    """The kernel's name of what was locked does not tell of it."""
+    script = """
+        import os, subprocess, sys
+        from source_tree_lock import source_tree_lock
+        tree, other = sys.argv[1:]
+        with source_tree_lock(tree):
+            pass  # it is known from now on
+        tell("known")
+        heard()
+        def mount(holder):
+            subprocess.run(["mount", "--bind", other, tree], check=True)
+            tell("mounted")
+        with source_tree_lock(tree, on_wait=mount) as lock:
+            found = os.stat(tree)
+            tell(lock._hold().tree.identity == (found.st_dev, found.st_ino))
+    """
+    other = tmp_path / "other"
+    other.mkdir()
+    with Child(script, tree, other, prefix=another_namespace()) as waiter:
+        waiter.expect("known")
+        with held_elsewhere(tree, environ={"TMPDIR": str(tmp_path)}) as holder:
+            waiter.say()
+            waiter.expect("mounted")
+            holder.say()
+            waiter.expect("True")

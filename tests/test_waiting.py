@@ -31,6 +31,7 @@ from source_tree_lock import (
     Holder,
     LockTimeout,
     LockUnavailable,
+    _kernel,
     _waiting,
     source_tree_lock,
 )
@@ -334,15 +335,16 @@ tell("done")
 class Waiting:
     """A task that waits in line, in a loop that only runs when it is told to."""
 
-    def __init__(self, tree: Path, lock_file: Path) -> None:
+    def __init__(self, tree: Path, lock_file: Path, timeout: float | None = None) -> None:
         self.lock_file = lock_file
         self.loop = asyncio.new_event_loop()
-        self.task = self.loop.create_task(self._enter(tree))
+        self.started = time.monotonic()
+        self.task = self.loop.create_task(self._enter(tree, timeout))
         while not waiting_in_line(lock_file):
             self.run_once()
 
-    async def _enter(self, tree: Path) -> None:
-        async with source_tree_lock(tree):
+    async def _enter(self, tree: Path, timeout: float | None) -> None:
+        async with source_tree_lock(tree, timeout=timeout):
             pass
 
     def run_once(self, *functions: Callable[[], object]) -> None:
@@ -457,13 +459,29 @@ def test_a_cancelled_task_gives_back_what_it_was_granted_in_that_moment(
             waiting.run_once(waiting.task.cancel, partial(waiting.let_grant, holder))
         else:
             waiting.task.cancel()
-        # The error keeps alive what the task had: nothing is given back by chance.
+        # The error keeps alive what the task had: nothing is given back by chance. Nor does the
+        # loop run once more, as between two runs of an asyncio.Runner.
         with pytest.raises(asyncio.CancelledError) as caught:
             waiting.loop.run_until_complete(waiting.task)
-        waiting.run_once()
         assert waiting_in_line(lock_file) == 0
         assert is_free(lock_file) is (granted != "never")
         assert caught.tb is not None
+        waiting.loop.close()
+
+
+def test_a_grant_in_the_turn_of_the_loop_in_which_the_time_is_up_is_taken(
+    tree: Path, lock_file: Path, no_leaks: object
+) -> None:
+    with held_elsewhere(tree) as holder:
+        waiting = Waiting(tree, lock_file, timeout=0.1)
+        time_is_up = waiting.started + 0.1
+
+        def let_grant_too_late() -> None:
+            waiting.let_grant(holder)
+            wait_until(lambda: time.monotonic() > time_is_up)
+
+        waiting.run_once(let_grant_too_late)
+        waiting.loop.run_until_complete(waiting.task)  # a LockTimeout would name ourselves
         waiting.loop.close()
 
 
@@ -771,29 +789,119 @@ def test_where_no_thread_can_be_started_the_lock_is_unavailable(
         assert not source_tree_lock(tree).acquire(timeout=0.01)
 
 
-def test_what_interrupts_a_wait_in_line_does_not_wait_in_its_midst(tree: Path) -> None:
-    """The interrupted wait would be granted the lock, and could do nothing with it."""
-    script = """
-        import signal
-        from source_tree_lock import source_tree_lock
-        def handler(*_):
-            try:
-                source_tree_lock(sys.argv[1]).acquire()
-            except RuntimeError as error:
-                tell(error)
-        signal.signal(signal.SIGUSR1, handler)
-        with source_tree_lock(sys.argv[1], timeout=3600):
-            tell("in")
-        signal.raise_signal(signal.SIGUSR1)  # now it may
-        tell("free" if source_tree_lock(sys.argv[1]).acquire(timeout=0) else "held")
-    """
-    with held_elsewhere(tree) as holder, Child(script, tree) as waiter:
+#: Waits, and is interrupted by a handler that enters the same tree. Arguments: the tree, a timeout.
+ENTERS_IN_A_HANDLER = """
+    import signal
+    from source_tree_lock import source_tree_lock
+    def handler(*_):
+        tell("interrupted")
+        try:
+            with source_tree_lock(sys.argv[1]):
+                tell("the handler is in")
+        except RuntimeError as error:
+            tell(error)
+    signal.signal(signal.SIGUSR1, handler)
+    with source_tree_lock(sys.argv[1], timeout=eval(sys.argv[2])):
+        tell("in")
+    signal.raise_signal(signal.SIGUSR1)  # now it may
+    tell("free" if source_tree_lock(sys.argv[1]).acquire(timeout=0) else "held")
+"""
+
+
+@pytest.mark.parametrize(
+    ("timeout", "waits_for"), [(3600, "lock file"), (3600, "tree"), (None, "tree")]
+)
+def test_what_interrupts_a_wait_does_not_wait_in_its_midst(
+    timeout: int | None, waits_for: str, tree: Path, lock_file: Path, tmp_path: Path
+) -> None:
+    """The interrupted wait has the lock file, or may be granted it, and can do nothing with it."""
+    environ = {"TMPDIR": str(tmp_path)} if waits_for == "tree" else {}
+    with (
+        held_elsewhere(tree, environ=environ) as holder,
+        Child(ENTERS_IN_A_HANDLER, tree, timeout) as waiter,
+    ):
+        if waits_for == "tree":
+            wait_until(lambda: not is_free(lock_file))
+        else:
+            wait_until_blocked(waiter.pid)
+        os.kill(waiter.pid, signal.SIGUSR1)
+        waiter.expect("interrupted")
+        assert "already being entered by this very thread" in waiter.line()
+        holder.say()
+        for words in ("in", "interrupted", "the handler is in", "free"):
+            waiter.expect(words)
+
+
+def test_what_interrupts_a_wait_in_the_kernel_may_wait_too(tree: Path) -> None:
+    """The interrupted wait stands in the queue no more."""
+    with held_elsewhere(tree) as holder, Child(ENTERS_IN_A_HANDLER, tree, None) as waiter:
         wait_until_blocked(waiter.pid)
         os.kill(waiter.pid, signal.SIGUSR1)
-        assert "this very thread was waiting for" in waiter.line()
+        waiter.expect("interrupted")
+        wait_until_blocked(waiter.pid)
         holder.say()
-        waiter.expect("in")
-        waiter.expect("free")
+        for words in ("the handler is in", "in", "interrupted", "the handler is in", "free"):
+            waiter.expect(words)
+
+
+def test_what_interrupts_a_wait_that_was_just_granted_does_not_wait_in_its_midst(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    """The lock is there, and what is to note it has not run yet."""
+    refused: list[bool] = []
+    with source_tree_lock(tree):
+        assert _kernel._calls is not None
+    try_lock, wait, unlock = _kernel._calls
+
+    def interrupted(descriptor: int) -> bool:
+        granted = try_lock(descriptor)
+        if granted and not refused:
+            refused.append(True)
+            with pytest.raises(RuntimeError, match="already being entered"):
+                source_tree_lock(tree).acquire()
+        return granted
+
+    monkeypatch.setattr(_kernel, "_calls", (interrupted, wait, unlock))
+    with source_tree_lock(tree):
+        assert refused
+
+
+@pytest.mark.parametrize("waits_for", ["lock file", "tree"])
+@pytest.mark.parametrize("timeout", [None, LIMIT])
+def test_a_plain_entry_beside_a_task_that_waits_in_the_same_loop_is_refused_at_once(
+    timeout: float | None, waits_for: str, tree: Path, tmp_path: Path, lock_file: Path
+) -> None:
+    """What the task is granted could never be told to it."""
+
+    async def main() -> None:
+        task = asyncio.create_task(source_tree_lock(tree).__aenter__())
+        in_line = partial(waiting_in_line, lock_file)
+        while is_free(lock_file) if waits_for == "tree" else not in_line():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match=r"in a task of its event loop.*async with"):
+            source_tree_lock(tree, timeout=timeout).acquire()
+        assert not source_tree_lock(tree).acquire(blocking=False)
+        holder.say()
+        await (await task).__aexit__(None, None, None)
+
+    environ = {"TMPDIR": str(tmp_path)} if waits_for == "tree" else {}
+    with held_elsewhere(tree, environ=environ) as holder:
+        asyncio.run(asyncio.wait_for(main(), LIMIT))
+
+
+def test_a_plain_entry_beside_a_stopped_loop_whose_task_was_granted_the_lock_is_refused(
+    tree: Path, lock_file: Path, no_leaks: object
+) -> None:
+    with held_elsewhere(tree) as holder:
+        waiting = Waiting(tree, lock_file)
+        assert not source_tree_lock(tree).acquire(timeout=0.01)
+        waiting.run_once(partial(waiting.let_grant, holder))
+        with pytest.raises(RuntimeError, match="already being entered"):
+            source_tree_lock(tree).acquire()
+        waiting.loop.run_until_complete(waiting.task)
+        with source_tree_lock(tree):
+            pass
+        waiting.loop.close()
 
 
 def test_a_wait_that_was_interrupted_hinders_no_later_one(tree: Path) -> None:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
+from _weakref import ref
+from contextlib import suppress
 
 from ._handover import good_handover, uv_holds_for_us
 from ._hold import Hold, enter_context, holds, was_started_from
@@ -26,7 +29,6 @@ from ._waiting import (
     ThreadCaller,
     current_status,
     restarted_in_vain,
-    waits_already,
 )
 from ._who_holds import find_holder, kernel_holder, kernel_holders, may_be_ancestors
 from .errors import LockTimeout, LockUnavailable
@@ -44,6 +46,20 @@ _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
 
 
+class _Here(threading.local):
+    """The entries of the running thread that are under way.
+
+    They are several where tasks wait, or where a signal handler interrupted one.
+    """
+
+    def __init__(self) -> None:
+        # Weak: a task that nobody has any more must not be kept by its wait.
+        self.unfinished: dict[int, ref[Entry]] = {}
+
+
+_here = _Here()
+
+
 class Entry:
     """One way into a tree, from the first attempt until it is left.
 
@@ -52,6 +68,7 @@ class Entry:
     """
 
     __slots__ = (
+        "__weakref__",
         "_blocked_by",
         "_caller",
         "_deadline",
@@ -114,21 +131,31 @@ class Entry:
 
     def enter(self) -> bool:
         """Get in, waiting in this thread; false when the time is up."""
-        while not self._advance():
-            if self._is_over():
-                return False
-            self._prepare_to_wait()
-            self._block()
-        return True
+        unfinished = _here.unfinished
+        unfinished[id(self)] = ref(self)
+        try:
+            while not self._advance():
+                if self._is_over():
+                    return False
+                self._prepare_to_wait()
+                self._block()
+            return True
+        finally:
+            unfinished.pop(id(self), None)
 
     async def enter_async(self) -> bool:
         """Get in, waiting in this task; false when the time is up."""
-        while not self._advance():
-            if self._is_over():
-                return False
-            self._prepare_to_wait()
-            await self._pause_task()
-        return True
+        unfinished = _here.unfinished
+        unfinished[id(self)] = ref(self)
+        try:
+            while not self._advance():
+                if self._is_over():
+                    return False
+                self._prepare_to_wait()
+                await self._pause_task()
+            return True
+        finally:
+            unfinished.pop(id(self), None)
 
     def _advance(self) -> bool:
         """Get in if that is possible without waiting; else say in `_blocked_by` what is in the way.
@@ -150,7 +177,7 @@ class Entry:
                 return self._enter_ancestors_hold(tree, blocked_by)
             try:
                 status = None if self._file is None else current_status(self._file)
-                is_current = tree.is_current() and (
+                is_current = tree.is_current(after_a_wait=self._told) and (
                     self._uv_still_holds(tree) if self._file is None else status is not None
                 )
             except OSError as error:
@@ -291,10 +318,11 @@ class Entry:
             return
         self._told = True
         tree = self._seen_tree()
-        if self.plain and waits_already(self._lock_file):
+        if self.plain and self._is_barred_by_its_thread():
             raise RuntimeError(
-                f"source tree {tree.path!r} is what this very thread was waiting for when a signal "
-                "handler, or the like, interrupted it: its own wait would keep it out for ever"
+                f"source tree {tree.path!r} is already being entered by this very thread, in a "
+                "task of its event loop or in what a signal handler has interrupted: neither could "
+                "go on while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
             )
         inside = holds.get(tree.identity) or self._hold_of_lock_file()
         if inside is not None:
@@ -331,10 +359,30 @@ class Entry:
 
     def _hold_of_lock_file(self) -> Hold | None:
         """What this process holds through the same lock file: a digest may give two trees one."""
+        mine = self._file and self._file.identity
         for hold in list(holds.values()):
-            if hold.file is not None and hold.lock_file == self._lock_file:
+            if hold.file is not None and hold.file.identity == mine:
                 return hold
         return None
+
+    def _is_barred_by_its_thread(self) -> bool:
+        """Whether another entry of this thread, which can only go on later, keeps this one out."""
+        unfinished = [each() for each in list(_here.unfinished.values())]
+        return any(
+            each is not None and each is not self and each._bars(self._lock_file)
+            for each in unfinished
+        )
+
+    def _bars(self, lock_file: str) -> bool:
+        if self._lock_file != lock_file:
+            return False
+        if self._caller is not None:
+            return self._caller.bars_its_thread()
+        # One that was interrupted in the kernel's queue stands in it no more, and may just have
+        # been granted the lock: to lock what is locked changes nothing.
+        with suppress(OSError, ValueError):
+            return self._file is not None and self._file.try_lock()
+        return False
 
     def _refuse_endless_wait(self, inside: Hold) -> None:
         if inside.owner is self.owner:
@@ -454,3 +502,11 @@ class Entry:
             if self._file is not None:
                 self._file.close()
             self._file = None
+
+
+def _forget_in_child() -> None:
+    _here.unfinished.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)

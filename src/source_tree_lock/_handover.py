@@ -82,10 +82,13 @@ class Handover:
         """Whether inherited descriptors are the hold. It is not ours, and never unlocked here."""
         named = [descriptor for descriptor in self.descriptors if descriptor >= 0]
         heirlooms = self.heirlooms()
-        # The last one named is the tree's, where trees can be locked: that one must be good. The
-        # path of the lock file may lead elsewhere: then somebody deleted it during the hold.
+        # The last one named is the tree's, where trees can be locked: that one must be good, and is
+        # tried first, since what turns out free may have to stay locked where nobody tells who
+        # has it. The path of the lock file may lead elsewhere: then somebody deleted it.
         return (
-            named != [] and named[-1] in heirlooms and all(_is_locked_by_it(fd) for fd in heirlooms)
+            named != []
+            and named[-1] in heirlooms
+            and all(_is_locked_by_it(descriptor) for descriptor in reversed(heirlooms))
         )
 
     def _is_vouched_for(self) -> bool:

@@ -105,6 +105,11 @@ class SourceTreeLock:
             raise TypeError(f"path must be a path or a callable, not {path!r}")
         if not callable(digest):
             raise TypeError(f"digest must be a callable, not {digest!r}")
+        if lock_dir is not None:
+            if not isinstance(lock_dir, (str, bytes, os.PathLike)):
+                raise TypeError(f"lock_dir must be a path or None, not {lock_dir!r}")
+            if not os.fspath(lock_dir):
+                raise ValueError("lock_dir is empty; name a directory, or leave it out")
         if on_wait is not None and not callable(on_wait):
             raise TypeError(f"on_wait must be a callable or None, not {on_wait!r}")
         self._path = path
@@ -242,13 +247,15 @@ class SourceTreeLock:
             raise RuntimeError(f"cannot release {self!r}: this thread or task has not entered it")
 
     def _last_entry(self, owner: object) -> Entry | None:
-        for entry in reversed(self._entries):
+        for entry in self._entries[::-1]:  # a copy: other threads leave meanwhile
             if entry.owner is owner:
                 return entry
         return None
 
     def _last_async_entry(self) -> Entry | None:
-        return next((each for each in reversed(self._entries) if not each.plain), None)
+        """The one that another task is to leave, unless it might be the wrong tree's."""
+        entries = [each for each in self._entries if not each.plain]
+        return entries[-1] if len({each.hold for each in entries}) == 1 else None
 
     def _entry(self, seconds: float | None, *, plain: bool) -> Entry:
         path = self._fixed_path()

@@ -60,10 +60,11 @@ def program() -> str:
     directory, name = os.path.split((getattr(sys, "argv", None) or [""])[0])
     if name.startswith("_"):
         # `python -m build` is build/__main__.py, and pip runs hooks by a script deep inside of it.
-        while os.path.exists(os.path.join(os.path.dirname(directory), "__init__.py")):
-            directory = os.path.dirname(directory)
+        parent = os.path.dirname(directory)
+        while parent != directory and os.path.exists(os.path.join(parent, "__init__.py")):
+            directory, parent = parent, os.path.dirname(parent)
         if name == "__main__.py" or os.path.exists(os.path.join(directory, "__init__.py")):
-            name = os.path.basename(directory)
+            name = os.path.basename(directory) or name
     if not name or name.startswith("-"):
         name = os.path.basename(sys.executable or "python")
     return name if is_name(name) else "python"

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 LOCK_DIR_VARIABLE = "SOURCE_TREE_LOCK_DIR"
 
+_NAME: Final = "uv-setuptools-%s.lock"
+#: Of a file, on any system: Windows' "Naming Files, Paths, and Namespaces", and NAME_MAX.
+_NO_FILE_NAME: Final = frozenset('/\\\0:*?"<>|')
+_LONGEST_NAME: Final = 255
+
 _known_directories: set[str] = set()
 
 #: Canonical paths that were met here. One of them is taken for canonical again before it is
@@ -52,18 +57,19 @@ class Tree:
         self.identity = identity
         self.lock = lock
 
-    def is_current(self) -> bool:
+    def is_current(self, *, after_a_wait: bool = False) -> bool:
         """Whether the path, and no symlink on it, still leads to the directory that was opened.
 
         So does the path that was given, which a symlink may have turned to another tree.
+        ``after_a_wait`` looks as well whether something has been mounted over it.
         """
         if self.given != self.path and not self._is_at(self.given):
             return False
         if self.path in _met and self.lock is not None:
-            if _kernel_name(self.lock) == self.path:
-                return True
-            _met.discard(self.path)
-            return False
+            if _kernel_name(self.lock) != self.path:
+                _met.discard(self.path)
+                return False
+            return not after_a_wait or self._is_at(self.path)
         return self._is_at(self.path)
 
     def _is_at(self, path: str) -> bool:
@@ -158,7 +164,7 @@ def lock_file_of(tree: Tree, digest: Digest, lock_dir: AnyPath | None) -> tuple[
         ValueError: the digest gives no usable file name, or the directory has a NUL byte.
         LockUnavailable: the system names no directory for it.
     """
-    name = f"uv-setuptools-{_checked(digest, tree.path)}.lock"
+    name = _NAME % _checked(digest, tree.path)
     chosen = lock_dir or os.environ.get(LOCK_DIR_VARIABLE)
     directory = _absolute(os.fsdecode(chosen) if chosen else temp_dir())
     if directory not in _known_directories:
@@ -204,7 +210,8 @@ def _checked(digest: Digest, path: str) -> str:
     if (
         not isinstance(name, str)
         or name in ("", ".", "..")
-        or any(character in name for character in ("/", "\\", "\0", ":"))
+        or not _NO_FILE_NAME.isdisjoint(name)
+        or len(os.fsencode(_NAME % name)) > _LONGEST_NAME
     ):
         raise ValueError(f"the digest of {path!r} must be one part of a file name, not {name!r}")
     return name

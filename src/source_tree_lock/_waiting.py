@@ -12,6 +12,7 @@ import _thread
 import errno
 import os
 import threading
+from _weakref import ref  # the module around it takes half a millisecond to import
 from collections import deque
 
 from ._kernel import KernelLock, guard, leads_to, unavailable
@@ -22,6 +23,7 @@ from .errors import LockUnavailable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
     from typing import Final
 
 #: How often the files may be exchanged under a caller before it is told that this is hopeless.
@@ -168,20 +170,16 @@ class Caller:
                 self._line.callers.remove(self)
             self._line = None
 
-    def waits_for(self, path: str) -> bool:
-        """Whether it came for the lock file at ``path``, and has not given up its place."""
-        line = self._line
-        return line is not None and line.path == path
+    def bars_its_thread(self) -> bool:
+        """Whether its thread would wait for ever for what this caller has, or may be granted."""
+        raise NotImplementedError
 
     def leave(self) -> None:
         """Give up the place; what was granted in this moment is given back."""
         self.stand_back()
-        _close(self.outcome())
-
-
-def _close(outcome: KernelLock | Exception | None) -> None:
-    if isinstance(outcome, KernelLock):
-        outcome.close()
+        outcome = self.outcome()
+        if isinstance(outcome, KernelLock):
+            outcome.close()
 
 
 class ThreadCaller(Caller):
@@ -192,7 +190,6 @@ class ThreadCaller(Caller):
         self._outcome: KernelLock | Exception | None = None
         self._told = threading.Lock()
         self._told.acquire()
-        _waits.callers.add(self)
 
     def outcome(self) -> KernelLock | Exception | None:
         return self._outcome
@@ -206,25 +203,12 @@ class ThreadCaller(Caller):
         """Until the outcome is there, or ``seconds`` have passed."""
         self._told.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
 
-
-class _Waits(threading.local):
-    """Those of the running thread, which are many only where one interrupts another."""
-
-    def __init__(self) -> None:
-        from weakref import WeakSet  # not at each start of a program
-
-        self.callers: WeakSet[ThreadCaller] = WeakSet()
+    def bars_its_thread(self) -> bool:
+        return True
 
 
-_waits = _Waits()
-
-
-def waits_already(path: str) -> bool:
-    """Whether the running thread has been interrupted in a wait in line for this lock file.
-
-    What is granted to that one meanwhile would keep out whatever waits in its midst.
-    """
-    return any(each.waits_for(path) for each in _waits.callers)
+def _nothing() -> None:
+    return None
 
 
 class TaskCaller(Caller):
@@ -236,27 +220,31 @@ class TaskCaller(Caller):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._told: asyncio.Future[KernelLock | Exception | None] = self._loop.create_future()
+        self._on_its_way: Callable[[], KernelLock | None] = _nothing
 
     def outcome(self) -> KernelLock | Exception | None:
-        return self._told.result() if self._told.done() else None
+        return self._told.result() if self._told.done() else self._on_its_way()
 
     def offer(self, outcome: KernelLock | Exception) -> bool:
         # Until the loop makes the call, the call alone has the lock: a loop that is closed
         # before drops both, and a dropped lock closes itself. The call is none of Python code,
         # in which a signal handler could raise, so that the task would never be told.
         runs = self._loop.is_running()
+        if runs and isinstance(outcome, KernelLock):
+            # A task that is cancelled, or late, does not leave it to a turn of the loop that may
+            # never come.
+            self._on_its_way = ref(outcome)
         try:
             # In a loop that has stopped and may never go on, a lock would be held by nobody:
             # there, the task is told to try again, for when it goes on nevertheless.
             self._loop.call_soon_threadsafe(self._told.set_result, outcome if runs else None)
         except RuntimeError:  # the loop is closed
+            self._on_its_way = _nothing
             return False
         return runs
 
-    def stand_back(self) -> None:
-        super().stand_back()
-        if not self._told.done():  # it may be on its way
-            self._told.add_done_callback(lambda told: _close(told.result()))
+    def bars_its_thread(self) -> bool:
+        return self._loop.is_running() or self.outcome() is not None
 
     async def wait(self, seconds: float | None) -> None:
         """Until the outcome is there, or ``seconds`` have passed."""
