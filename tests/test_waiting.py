@@ -338,7 +338,6 @@ class Waiting:
     def __init__(self, tree: Path, lock_file: Path, timeout: float | None = None) -> None:
         self.lock_file = lock_file
         self.loop = asyncio.new_event_loop()
-        self.started = time.monotonic()
         self.task = self.loop.create_task(self._enter(tree, timeout))
         while not waiting_in_line(lock_file):
             self.run_once()
@@ -459,10 +458,12 @@ def test_a_cancelled_task_gives_back_what_it_was_granted_in_that_moment(
             waiting.run_once(waiting.task.cancel, partial(waiting.let_grant, holder))
         else:
             waiting.task.cancel()
-        # The error keeps alive what the task had: nothing is given back by chance. Nor does the
-        # loop run once more, as between two runs of an asyncio.Runner.
+        # The loop does not run once more, as between two runs of an asyncio.Runner.
+        while not waiting.task.done():
+            waiting.run_once()
+        # The error keeps alive what the task had: nothing is given back by chance.
         with pytest.raises(asyncio.CancelledError) as caught:
-            waiting.loop.run_until_complete(waiting.task)
+            waiting.task.result()
         assert waiting_in_line(lock_file) == 0
         assert is_free(lock_file) is (granted != "never")
         assert caught.tb is not None
@@ -474,14 +475,17 @@ def test_a_grant_in_the_turn_of_the_loop_in_which_the_time_is_up_is_taken(
 ) -> None:
     with held_elsewhere(tree) as holder:
         waiting = Waiting(tree, lock_file, timeout=0.1)
-        time_is_up = waiting.started + 0.1
+        loop = waiting.loop
 
-        def let_grant_too_late() -> None:
+        def let_grant() -> None:
             waiting.let_grant(holder)
-            wait_until(lambda: time.monotonic() > time_is_up)
+            loop.stop()
 
-        waiting.run_once(let_grant_too_late)
-        waiting.loop.run_until_complete(waiting.task)  # a LockTimeout would name ourselves
+        time_is_up = loop.time() + 0.1
+        loop.call_at(time_is_up, let_grant)  # after the task's own timer, in one turn
+        wait_until(lambda: loop.time() > time_is_up)
+        loop.run_forever()
+        loop.run_until_complete(waiting.task)  # a LockTimeout would name ourselves
         waiting.loop.close()
 
 
