@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -495,6 +496,16 @@ class Frontend:
 
     def greet(self) -> bool:
         return is_free(source_tree_lock().lock_file)
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
+def test_a_copy_locks_as_well(
+    make: Callable[[BuildBackendHookCaller], BuildBackendHookCaller], tree: Path
+) -> None:
+    write_project(tree)
+    hooks = make(locked_hooks(caller(tree), timeout=0))
+    with held_elsewhere(tree), pytest.raises(LockTimeout):
+        hooks.get_requires_for_build_wheel()
 
 
 def test_what_is_no_hook_passes_through(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import json
@@ -133,15 +134,19 @@ def test_a_hook_that_waits_says_whom_for(tree: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc/locks")
-def test_a_hook_that_waits_needs_nobody_who_listens(tree: Path) -> None:
+@pytest.mark.parametrize("way", ["no descriptor", "a closed file"])
+def test_a_hook_that_waits_needs_nobody_who_listens(tree: Path, tmp_path: Path, way: str) -> None:
     write_project(tree)
-    hook = f"import {BACKEND} as backend; backend.get_requires_for_build_wheel()"
-    with held_elsewhere(tree):
+    hook = f"import sys, {BACKEND} as backend; {{}}backend.get_requires_for_build_wheel()"
+    close = "sys.stderr.close(); " if way == "a closed file" else ""
+    shell = 'exec "$0" "$@" 2>&-' if way == "no descriptor" else 'exec "$0" "$@"'
+    with held_elsewhere(tree), open(tmp_path / "stdout", "wb") as stdout:
         process = subprocess.Popen(
-            ["sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", hook], cwd=tree
+            ["sh", "-c", shell, sys.executable, "-c", hook.format(close)], cwd=tree, stdout=stdout
         )
         wait_until_blocked(process.pid)
     assert process.wait(LIMIT) == 0
+    assert "waiting" not in (tmp_path / "stdout").read_text(), "it goes where nobody expects it"
 
 
 def test_toxs_persistent_backend_holds_the_tree_for_a_hook_not_for_its_life(
@@ -194,7 +199,7 @@ def test_toxs_persistent_backend_holds_the_tree_for_a_hook_not_for_its_life(
 
 # Builds that died
 
-MARK = ".source-tree-lock-unfinished"
+FINISHED = Path("build", ".source-tree-lock-finished")
 BUILD = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
@@ -246,20 +251,48 @@ def test_a_build_that_finds_nothing_left_behind_says_nothing(tree: Path, tmp_pat
         assert build(tree, tmp_path / str(number)) == (0, "")
 
 
-@pytest.mark.parametrize("where", ["build", "."])
-def test_what_a_dead_build_left_half_done_is_done_again(
-    tree: Path, tmp_path: Path, where: str
-) -> None:
+def test_what_a_dead_build_left_half_done_is_done_again(tree: Path, tmp_path: Path) -> None:
     """To setuptools it is done: it looks newer than its source."""
     write_project(tree)
     alone = built(tree, tmp_path / "out")
     (tree / "build" / "lib" / "sample.py").write_text("")
     assert built(tree, tmp_path / "out") != alone, "it is no danger"
-    (tree / where / MARK).touch()
+    (tree / FINISHED).unlink()
     status, logged = build(tree, tmp_path / "again")
-    assert (status, "did not finish" in logged) == (0, True)
+    assert (status, "may not have finished" in logged) == (0, True)
     [wheel] = archives(tmp_path / "again")
     assert content(wheel) == alone
+    assert (tree / FINISHED).exists()
+
+
+def test_what_a_build_left_that_was_not_ours_is_not_trusted(tree: Path, tmp_path: Path) -> None:
+    write_project(tree)
+    hook = "import setuptools.build_meta as b; b.build_wheel('../out')"
+    subprocess.run([sys.executable, "-c", hook], cwd=tree, check=True, timeout=LIMIT)
+    [wheel] = archives(tmp_path / "out")
+    alone = content(wheel)
+    (tree / "build" / "lib" / "sample.py").write_text("")
+    assert built(tree, tmp_path / "out") == alone
+
+
+def test_a_source_that_stands_where_setuptools_builds_is_not_taken_for_its_own_copy(
+    tree: Path, tmp_path: Path
+) -> None:
+    source = tree / "build" / "lib" / "__init__.py"
+    source.parent.mkdir(parents=True)
+    (tree / "build" / "__init__.py").touch()
+    source.write_text("ANSWER = 41\n")
+    (tree / "setup.py").write_text(
+        "from setuptools import setup\n"
+        "setup(name='sample', version='1', packages=['build', 'build.lib'])\n"
+    )
+    built(tree, tmp_path / "out")
+    source.write_text("ANSWER = 42\n")
+    (tree / FINISHED).unlink()
+    os.utime(source, (2e9, 2e9))
+    right = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert built(tree, tmp_path / "out")["build/lib/__init__.py"] == right
+    assert source.stat().st_mtime == 2e9
 
 
 @pytest.mark.parametrize("directory", [".", "src"])
@@ -323,6 +356,35 @@ def test_an_unpacked_sdist_of_another_project_stays(tree: Path, tmp_path: Path) 
     assert len(list(vendored.iterdir())) == 3
 
 
+@pytest.mark.parametrize("what", ["a link", "a pipe", "another spelling"])
+def test_a_directory_that_setuptools_would_not_stage_stays(
+    tree: Path, tmp_path: Path, what: str
+) -> None:
+    write_project(tree)
+    built(tree, tmp_path / "out", "build_sdist")
+    kept = tree / ("SAMPLE-1" if what == "another spelling" else "sample-1")
+    kept.mkdir()
+    (kept / "setup.cfg").write_text("[by]\nhand = 1\n")
+    if what == "a link":
+        (kept / "link").symlink_to(tmp_path)
+    elif what == "a pipe":
+        os.mkfifo(kept / "pipe")
+    # The hook itself may remove it, as setuptools alone does: what comes before must not.
+    status, logged = build(tree, tmp_path / "again", "build_sdist")
+    assert (status, "Removing" in logged) == (0, False)
+
+
+def test_the_temporary_files_of_a_project_below_are_its_own(tree: Path, tmp_path: Path) -> None:
+    """Its builds have a lock of their own, and one may be under way."""
+    write_project(tree)
+    temporary = tree / "below" / "below.egg-info" / "tmpx_y2abcd"
+    temporary.parent.mkdir(parents=True)
+    temporary.touch()
+    (tree / "below" / "setup.py").touch()
+    assert build(tree, tmp_path / "out") == (0, "")
+    assert temporary.exists()
+
+
 @pytest.mark.parametrize("hook", ["build_wheel", "build_editable", "build_sdist"])
 def test_a_first_build_finds_the_packages_that_setuptools_finds(tmp_path: Path, hook: str) -> None:
     """A directory that is made for the mark would be a package where namespaces are looked for."""
@@ -355,45 +417,55 @@ def test_a_projects_own_files_of_the_same_names_stay(tree: Path, tmp_path: Path)
     elsewhere.write_text("theirs")
     os.utime(elsewhere, (1e9, 1e9))
     (tree / "build" / "lib" / "link.py").symlink_to(elsewhere)
-    (tree / "build" / MARK).touch()
-    alone = built(tree, tmp_path / "out")
-    assert "sample.py" in alone
+    assert "sample.py" in built(tree, tmp_path / "out")
+    assert not (tree / FINISHED).exists(), "setuptools builds elsewhere"
     assert [path.read_text() for path in own] == ["own"] * 3
     assert [path.stat().st_mtime for path in (*own, elsewhere)] == [0, 0, 0, 1e9]
 
 
-@pytest.mark.parametrize("setup", ["", "import os\nos.mkdir('sub')\nos.chdir('sub')\n"])
-def test_a_finished_build_leaves_no_mark(tree: Path, tmp_path: Path, setup: str) -> None:
-    write_project(tree)
-    if setup:  # whatever it builds where it has gone
-        (tree / "pyproject.toml").unlink()
-        (tree / "setup.py").write_text(f"{setup}from setuptools import setup\nsetup(name='x')\n")
-    built(tree, tmp_path / "out")
-    assert list(tree.rglob(MARK)) == []
-    for directory in ("build", "sub"):
-        shutil.rmtree(tree / directory, ignore_errors=True)
-    built(tree, tmp_path / "out", "build_editable")
-    assert list(tree.rglob(MARK)) == []
-    assert not (tree / "build").exists()
+#: A setup.py that tells what stands in the tree while it runs.
+LOOKS = """
+import os
+with open("../seen", "a") as seen:
+    for parent, _, names in os.walk("."):
+        seen.writelines(f"{os.path.join(parent, name)}\\n" for name in names)
+"""
 
 
-def test_a_build_that_fails_leaves_a_mark_which_stays_out_of_archives(
-    tree: Path, tmp_path: Path
+@pytest.mark.parametrize("hook", ["build_wheel", "build_editable"])
+def test_no_build_sees_a_file_of_ours(tree: Path, tmp_path: Path, hook: str) -> None:
+    """It may look for all files, pack them, or take the tree for dirty by them."""
+    write_project(tree, LOOKS)
+    for _ in range(2):
+        built(tree, tmp_path / "out", hook)
+        assert (tree / FINISHED).exists() == (hook == "build_wheel")
+    seen = (tmp_path / "seen").read_text()
+    assert "./sample.py" in seen
+    assert "source-tree-lock" not in seen
+
+
+@pytest.mark.parametrize(
+    "setup", ["raise SystemExit(1)", "import os\nos.mkdir('sub')\nos.chdir('sub')\n"]
+)
+def test_a_build_that_fails_or_goes_elsewhere_leaves_no_file_of_ours(
+    tree: Path, tmp_path: Path, setup: str
 ) -> None:
-    write_project(tree, "raise SystemExit(1)")
-    (tree / "MANIFEST.in").write_text("graft .\n")
-    assert build(tree, tmp_path / "out")[0] != 0
-    assert (tree / MARK).exists()
-    (tree / "build" / "lib").mkdir(parents=True)
+    (tree / "setup.py").write_text(f"{setup}\nfrom setuptools import setup\nsetup(name='x')\n")
+    status, _ = build(tree, tmp_path / "out")
+    assert (status == 0) == ("sub" in setup)
+    assert list(tree.rglob(".source-tree-lock*")) == []
+
+
+def test_no_archive_has_a_file_of_ours(tree: Path, tmp_path: Path) -> None:
     write_project(tree)
-    archive = built(tree, tmp_path / "out", "build_sdist")
-    assert [name for name in archive if MARK in name] == []
-    assert (tree / "build" / MARK).exists()
-    shutil.rmtree(tree / "build")
-    (tree / MARK).touch()
-    archive = built(tree, tmp_path / "out", "build_sdist")
-    assert [name for name in archive if MARK in name] == []
-    assert list(tree.rglob(MARK)) == []
+    (tree / "MANIFEST.in").write_text("graft .\nglobal-include *\n")
+    built(tree, tmp_path / "out")
+    assert (tree / FINISHED).exists()
+    for hook in ("build_sdist", "build_wheel"):
+        archive = built(tree, tmp_path / "out", hook)
+        assert [name for name in archive if "source-tree-lock" in name] == []
+    sources = (tree / "sample.egg-info" / "SOURCES.txt").read_text()
+    assert "source-tree-lock" not in sources
 
 
 #: Counts the files of the tree that are opened to be written, and, when it comes to the one that

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -1201,6 +1202,21 @@ def test_help_says_what_there_is_and_every_exit_status(encoding: str) -> None:
         assert status in told["run"]
     for status in ("0 free", "1 held", "69 cannot tell", "2 bad usage"):
         assert status in told["status"]
+
+
+def test_a_copy_that_was_never_installed_has_no_version(tmp_path: Path) -> None:
+    package = Path(_process.__file__).parent
+    shutil.copytree(package, tmp_path / package.name)
+    arguments = ["-S", "-P"] if sys.version_info >= (3, 11) else ["-S"]
+    ended = subprocess.run(
+        [sys.executable, *arguments, "-m", package.name, "--version"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=LIMIT,
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"unknown version" in ended.stdout
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -141,9 +141,13 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        print(parser.prog, version("source-tree-lock"))
+        try:
+            number = version("source-tree-lock")
+        except PackageNotFoundError:
+            number = "of an unknown version: it was not installed, but copied"
+        print(parser.prog, number)
         parser.exit()
 
 

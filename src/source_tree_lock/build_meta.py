@@ -18,6 +18,7 @@ import importlib
 import os
 import re
 import shutil
+import stat
 import sys
 from contextlib import suppress
 
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
 
     from ._holder import Holder
 
-#: Stands while a build writes, and so tells the next one that this one did not finish: in
-#: ``build``, which setuptools leaves out of its manifests, or beside it where there is none yet,
-#: since a ``build`` that is made before setuptools looks for packages would be found as one.
-_MARK: Final = ".source-tree-lock-unfinished"
-_UNFINISHED: Final = os.path.join("build", _MARK)
+#: Stands in ``build`` where a build has finished, and is removed before the next one writes: what
+#: stands there without it is of a build that died, or of plain setuptools. It is the other way
+#: round so that no build ever sees a file of ours, and counts it among the project's.
+_FINISHED: Final = os.path.join("build", ".source-tree-lock-finished")
+#: Where setuptools makes a wheel: it builds in ``build`` then, and not elsewhere.
+_STAGED: Final = os.path.join("build", "bdist.*")
 #: What setuptools keeps from one build to the next, unless the source is newer.
 _KEPT: Final = ("lib", "lib.*", "temp.*")
 _STAGES: Final = frozenset(("build_wheel", "build_editable"))
@@ -65,15 +67,16 @@ def _locked(name: str, *, legacy: bool) -> Callable[..., object]:
     @functools.wraps(hook)
     def locked(*args: object, **kwargs: object) -> object:
         with source_tree_lock(on_wait=_tell):
-            _put_the_mark_into_build()
             _remove_what_dead_builds_left(name)
             if name not in _STAGES:
                 return hook(*args, **kwargs)
-            _distrust_what_a_dead_build_made()
-            mark = _mark_unfinished()
+            tree = os.getcwd()  # a setup.py may leave it
+            _distrust_what_is_not_finished()
             result = hook(*args, **kwargs)
-            with suppress(OSError):
-                os.unlink(mark)
+            if glob.glob(os.path.join(glob.escape(tree), _STAGED)):
+                # Where it cannot be written, the next build does all anew.
+                with suppress(OSError), open(os.path.join(tree, _FINISHED), "wb"):
+                    pass
             return result
 
     return locked
@@ -81,13 +84,11 @@ def _locked(name: str, *, legacy: bool) -> Callable[..., object]:
 
 def _tell(holder: Holder | None) -> None:
     # Nobody has set up logging in a process that runs a hook, but frontends show its stderr.
-    with suppress(OSError, AttributeError):  # there may be none, or nobody who reads it
-        print(
-            f"source-tree-lock: waiting for {os.getcwd()!r}, held by "
-            f"{holder or 'an unknown process'}",
-            file=sys.stderr,
-            flush=True,
-        )
+    who = holder or "an unknown process"
+    # There may be none, a closed one, or nobody who reads it.
+    with suppress(OSError, AttributeError, ValueError):
+        sys.stderr.write(f"source-tree-lock: waiting for {os.getcwd()!r}, held by {who}\n")
+        sys.stderr.flush()
 
 
 def _setuptools(*, legacy: bool) -> object:
@@ -106,7 +107,11 @@ def _remove_what_dead_builds_left(hook: str) -> None:
 
 
 def _left_behind(hook: str) -> list[str]:
-    egg_infos = [*glob.glob("*.egg-info"), *glob.glob(os.path.join("*", "*.egg-info"))]
+    below = glob.glob(os.path.join("*", "*.egg-info"))
+    egg_infos = [
+        *glob.glob("*.egg-info"),
+        *(each for each in below if not _is_project(os.path.dirname(each))),
+    ]
     # A temporary file that was to become PKG-INFO: setuptools would pack it into each wheel.
     found = [
         os.path.join(directory, name)
@@ -115,33 +120,34 @@ def _left_behind(hook: str) -> list[str]:
         if re.fullmatch("tmp[a-z0-9_]{8}", name)
     ]
     if hook in _STAGES:
-        found += glob.glob(os.path.join("build", "bdist.*", "*"))
+        found += glob.glob(os.path.join(_STAGED, "*"))
     if hook == "build_sdist":
         found += {tree for each in egg_infos for tree in _release_trees(each)}
     return sorted(found)
 
 
+def _is_project(directory: str) -> bool:
+    """Whether a directory is a source tree by itself, whose builds have a lock of their own."""
+    return any(
+        os.path.exists(os.path.join(directory, name))
+        for name in ("pyproject.toml", "setup.py", "setup.cfg")
+    )
+
+
 def _release_trees(egg_info: str) -> list[str]:
-    """What setuptools fills, packs and deletes to make an sdist: ``name-version`` directories."""
-    project = {"Name": "", "Version": ""}
+    """What setuptools fills, packs and deletes to make an sdist: a ``name-version`` directory."""
+    project = {"name": "", "version": ""}
     with suppress(OSError), open(os.path.join(egg_info, "PKG-INFO"), encoding="utf-8") as lines:
-        project.update(
-            (name, value)
-            for name, _, value in (line.strip().partition(": ") for line in lines)
-            if project.get(name) == ""
-        )
+        for name, _, value in (line.strip().partition(": ") for line in lines):
+            if project.get(name.lower()) == "":
+                project[name.lower()] = value
     if not all(project.values()):
         return []
-    words = map(re.escape, re.split("[-_.]+", project["Name"]))
-    pattern = "[-_.]+".join(words) + "-" + re.escape(project["Version"])
-    return [
-        name
-        for name in os.listdir()
-        if re.fullmatch(pattern, name, re.IGNORECASE)
-        and os.path.isdir(name)
-        and not os.path.islink(name)
-        and _has_copies_alone(name)
-    ]
+    with suppress(Exception):  # whatever it has against the name or the version
+        tree = importlib.import_module("setuptools").Distribution(project).get_fullname()
+        if tree in os.listdir() and not os.path.islink(tree) and _has_copies_alone(tree):
+            return [tree]
+    return []
 
 
 def _has_copies_alone(directory: str) -> bool:
@@ -150,50 +156,44 @@ def _has_copies_alone(directory: str) -> bool:
     That has copies of the tree's own files, each at its place, of which the last may have been
     only begun, and besides them ``PKG-INFO`` and ``setup.cfg``.
     """
-    for parent, _, names in os.walk(directory):
+    for parent, directories, names in os.walk(directory):
         inside = os.path.relpath(parent, directory)
         for name in names:
             if inside == os.curdir and name in ("PKG-INFO", "setup.cfg"):
                 continue
-            try:
-                with (
-                    open(os.path.join(parent, name), "rb") as copy,
-                    open(os.path.join(inside, name), "rb") as original,
-                ):
-                    if not original.read().startswith(copy.read()):
-                        return False
-            except OSError:
-                return False  # the tree has no such file
+            if not _is_copy(os.path.join(parent, name), os.path.join(inside, name)):
+                return False
+        if any(os.path.islink(os.path.join(parent, name)) for name in directories):
+            return False
     return True
 
 
-def _distrust_what_a_dead_build_made() -> None:
+def _is_copy(path: str, original: str) -> bool:
+    try:
+        # A pipe or a device may never end.
+        if not all(stat.S_ISREG(status.st_mode) for status in (os.lstat(path), os.stat(original))):
+            return False
+        with open(path, "rb") as copy, open(original, "rb") as own:
+            return own.read().startswith(copy.read())
+    except OSError:
+        return False  # the tree has no such file
+
+
+def _distrust_what_is_not_finished() -> None:
     """Have setuptools make anew what it would keep: half a file looks newer than its source."""
-    if not os.path.lexists(_UNFINISHED):
+    kept = [path for pattern in _KEPT for path in glob.glob(os.path.join("build", pattern))]
+    is_finished = os.path.lexists(_FINISHED)
+    with suppress(OSError):  # where it cannot be removed, setuptools cannot write beside it either
+        os.unlink(_FINISHED)
+    if is_finished or not kept:
         return
-    logger().info("The last build did not finish: building anew what it may have left half done.")
-    for path in (found for pattern in _KEPT for found in glob.glob(os.path.join("build", pattern))):
+    logger().info("Building anew what is in 'build': the build that made it may not have finished.")
+    for path in kept:
         for directory, _, names in os.walk(path):
             for file in (os.path.join(directory, name) for name in names):
                 # It is made old rather than deleted: a project that builds elsewhere may have
-                # sources of this name.
-                if not os.path.islink(file):
+                # sources of this name. One that builds here may too, and copies of them: those
+                # have to look older.
+                is_source = any(os.path.exists(os.path.join(each, file)) for each in kept)
+                if not is_source and not os.path.islink(file):
                     os.utime(file, (0, 0))
-
-
-def _mark_unfinished() -> str:
-    """The path of the mark, absolute: a ``setup.py`` may leave this directory."""
-    mark = os.path.abspath(_UNFINISHED if os.path.isdir("build") else _MARK)
-    # Where nothing can be written, setuptools stages nothing either: build_base is elsewhere.
-    with suppress(OSError), open(mark, "wb"):
-        pass
-    return mark
-
-
-def _put_the_mark_into_build() -> None:
-    """Keep the mark of a dead build out of archives, which may take all files beside ``build``."""
-    if os.path.lexists(_MARK):
-        if os.path.isdir("build"):
-            os.replace(_MARK, _UNFINISHED)
-        else:
-            os.unlink(_MARK)  # it left nothing to be distrusted

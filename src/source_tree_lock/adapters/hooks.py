@@ -37,6 +37,8 @@ HOOK_NAMES: Final = frozenset(
 # pyproject_api's way to the metadata of a backend that cannot prepare them: it builds a wheel.
 _RUNS_HOOKS: Final = HOOK_NAMES | {"metadata_from_built"}
 _HAS_HOOKS: Final = "__legacy__"
+#: What a copy has before it is given the hooks.
+_NONE_YET: Final = object()
 
 
 def locked_hooks(
@@ -90,7 +92,8 @@ class _LockedHooks:
         return self._locked_hooks.__class__
 
     def __getattr__(self, name: str) -> Any:
-        attribute = getattr(vars(self)["_locked_hooks"], name)
+        hooks = vars(self).get("_locked_hooks", _NONE_YET)
+        attribute = getattr(hooks, name)
         if name == _HAS_HOOKS:
             return _LockedHooks(
                 attribute, self._locked_tree, self._locked_when, self._locked_options
