@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ._holder import Holder
 
 #: Stands in ``build`` where a build has finished, and is removed before the next one writes: what
-#: stands there without it is of a build that died, or of plain setuptools. It is the other way
-#: round so that no build ever sees a file of ours, and counts it among the project's.
+#: stands there without it is of a build that died, or of plain setuptools. A mark of unfinished
+#: ones would be seen by their setup.py, and counted among the project's files.
 _FINISHED: Final = os.path.join("build", ".source-tree-lock-finished")
 #: Where setuptools makes a wheel: it builds in ``build`` then, and not elsewhere.
 _STAGED: Final = os.path.join("build", "bdist.*")
