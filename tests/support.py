@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,6 +182,21 @@ def is_free(path: str | Path) -> bool:
     finally:
         os.close(descriptor)
     return True
+
+
+def own_mounts() -> tuple[str, ...]:
+    """What is put before a command that is to mount, unseen by others; skips where it may not."""
+    import pytest  # not in the children that import this module
+
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root mounts, and only Linux has mount namespaces")
+    prefix = ("unshare", "--mount", "--propagation", "private", "--")
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare(1)")
+    tried = subprocess.run([*prefix, "true"], capture_output=True, timeout=LIMIT)
+    if tried.returncode:
+        pytest.skip(f"no mount namespaces here: {tried.stderr.decode().strip()}")
+    return prefix
 
 
 #: Code that locks the file `alive` in its working directory for the life of its process: where that

@@ -502,44 +502,35 @@ tell(lock(sys.argv[1]).acquire(blocking=False))
         frontend.expect("done")
 
 
-@needs_proc_locks
-def test_descriptors_of_a_hold_that_is_over_lock_nothing(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody would ever unlock what a stray process took by them, and so keep for its life."""
-    lock = source_tree_lock(tree)
-    with lock:
-        entry, lock_file = entry_of(lock.environ), lock.lock_file
-    paths = [lock_file, tree]
+@pytest.fixture
+def stale(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """The environment hands down a hold that is over, with descriptors that lead to these paths."""
+    with source_tree_lock(tree) as lock:
+        entry, paths = entry_of(lock.environ), [lock.lock_file, tree]
     entry["descriptors"] = descriptors = [os.open(path, os.O_RDONLY) for path in paths]
     monkeypatch.setenv(VARIABLE, environ_of(entry)[VARIABLE])
-    try:
-        status = tree.stat()
-        assert good_handover((status.st_dev, status.st_ino)) is None
-        assert all(is_free(path) for path in paths)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+    yield paths
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+@needs_proc_locks
+def test_descriptors_of_a_hold_that_is_over_lock_nothing(tree: Path, stale: list[Path]) -> None:
+    """Nobody would ever unlock what a stray process took by them, and so keep for its life."""
+    status = tree.stat()
+    assert good_handover((status.st_dev, status.st_ino)) is None
+    assert all(is_free(path) for path in stale)
 
 
 def test_where_nobody_tells_who_holds_the_descriptors_of_a_hold_that_is_over_lock_nothing(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
+    tree: Path, stale: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on an overlay: by then, somebody has the tree through another lock file."""
-    lock = source_tree_lock(tree)
-    with lock:
-        entry, lock_file = entry_of(lock.environ), lock.lock_file
-    entry["descriptors"] = descriptors = [os.open(path, os.O_RDONLY) for path in (lock_file, tree)]
-    monkeypatch.setenv(VARIABLE, environ_of(entry)[VARIABLE])
     monkeypatch.setattr(_handover, "kernel_holder", lambda identity: None)
-    try:
-        status = tree.stat()
-        with flocked(tree):
-            assert good_handover((status.st_dev, status.st_ino)) is None
-            assert is_free(lock_file)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+    status = tree.stat()
+    with flocked(tree):
+        assert good_handover((status.st_dev, status.st_ino)) is None
+        assert is_free(stale[0])
 
 
 def test_a_stray_child_with_descriptors_keeps_nothing_locked(tree: Path) -> None:

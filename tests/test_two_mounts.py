@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import HOLD, LIMIT, Child, held_elsewhere, is_free, wait_until_blocked
+from support import HOLD, Child, held_elsewhere, is_free, own_mounts, wait_until_blocked
 
 from source_tree_lock import LockTimeout, source_tree_lock
 
@@ -24,20 +22,8 @@ def through_a_symlink(tree: Path, other: Path) -> tuple[str, ...]:
     return ()
 
 
-def another_namespace() -> tuple[str, ...]:
-    """What is put before a command that is to have mounts of its own."""
-    if sys.platform != "linux":
-        pytest.skip("mount namespaces are Linux's")
-    if os.geteuid() != 0:
-        pytest.skip("only root mounts")
-    namespace = subprocess.run(["unshare", "-m", "true"], capture_output=True, timeout=LIMIT)
-    if namespace.returncode:
-        pytest.skip(f"no mount namespaces here: {namespace.stderr.decode().strip()}")
-    return "unshare", "-m"
-
-
 def through_a_bind_mount_in_another_namespace(tree: Path, other: Path) -> tuple[str, ...]:
-    prefix = another_namespace()
+    prefix = own_mounts()
     other.mkdir()
     mount = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
     return *prefix, "sh", "-c", mount, "sh", str(tree), str(other)
@@ -170,7 +156,7 @@ def test_a_tree_that_something_is_mounted_over_during_a_wait_is_locked_anew(
     """
     other = tmp_path / "other"
     other.mkdir()
-    with Child(script, tree, other, prefix=another_namespace()) as waiter:
+    with Child(script, tree, other, prefix=own_mounts()) as waiter:
         waiter.expect("known")
         with held_elsewhere(tree, environ={"TMPDIR": str(tmp_path)}) as holder:
             waiter.say()

@@ -60,6 +60,23 @@ class _Here(threading.local):
 _here = _Here()
 
 
+class _UnderWay:
+    """Has an entry stand among the unfinished ones of its thread."""
+
+    __slots__ = ("_key", "_unfinished")
+
+    def __init__(self, entry: Entry) -> None:
+        self._key = id(entry)
+        self._unfinished = _here.unfinished
+        self._unfinished[self._key] = ref(entry)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._unfinished.pop(self._key, None)
+
+
 class Entry:
     """One way into a tree, from the first attempt until it is left.
 
@@ -131,31 +148,24 @@ class Entry:
 
     def enter(self) -> bool:
         """Get in, waiting in this thread; false when the time is up."""
-        unfinished = _here.unfinished
-        unfinished[id(self)] = ref(self)
-        try:
-            while not self._advance():
-                if self._is_over():
-                    return False
-                self._prepare_to_wait()
+        with _UnderWay(self):
+            while self._has_to_wait():
                 self._block()
-            return True
-        finally:
-            unfinished.pop(id(self), None)
+        return self.hold is not None
 
     async def enter_async(self) -> bool:
         """Get in, waiting in this task; false when the time is up."""
-        unfinished = _here.unfinished
-        unfinished[id(self)] = ref(self)
-        try:
-            while not self._advance():
-                if self._is_over():
-                    return False
-                self._prepare_to_wait()
+        with _UnderWay(self):
+            while self._has_to_wait():
                 await self._pause_task()
-            return True
-        finally:
-            unfinished.pop(id(self), None)
+        return self.hold is not None
+
+    def _has_to_wait(self) -> bool:
+        """Whether it is neither in by now nor out of time; then all is ready for the wait."""
+        if self._advance() or self._is_over():
+            return False
+        self._prepare_to_wait()
+        return True
 
     def _advance(self) -> bool:
         """Get in if that is possible without waiting; else say in `_blocked_by` what is in the way.

@@ -91,9 +91,8 @@ class Interruption:
         )
         # Python 3.10 puts it off where a block begins.
         block = name in ("SETUP_FINALLY", "SETUP_WITH", "BEFORE_ASYNC_WITH", "YIELD_FROM")
-        if name in ("RESUME", "PRECALL") or block or not signals_are_seen:
-            return
-        if not _is_finalizing(frame):
+        possible = signals_are_seen and not block and name not in ("RESUME", "PRECALL")
+        if possible and not _is_finalizing(frame):
             self.count += 1
             if self.count == self._number:
                 self.where = f"{frame.f_code.co_name}, line {frame.f_lineno}, before {name}"

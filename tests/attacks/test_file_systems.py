@@ -5,16 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import stat
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import wait_until_blocked
+from support import own_mounts, wait_until_blocked
 
 from source_tree_lock import LockTimeout, source_tree_lock
 
@@ -90,12 +87,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def crew_apart() -> Iterator[Crew]:
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("needs root on Linux, to mount file systems")
-    prefix = ("unshare", "--mount", "--propagation", "private", "--")
-    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"]).returncode:
-        pytest.skip("needs a mount namespace of its own (unshare --mount)")
-    with Crew(prefix=prefix) as crew:
+    with Crew(prefix=own_mounts()) as crew:
         yield crew
 
 
