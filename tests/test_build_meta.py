@@ -423,6 +423,14 @@ def test_a_projects_own_files_of_the_same_names_stay(tree: Path, tmp_path: Path)
     assert [path.stat().st_mtime for path in (*own, elsewhere)] == [0, 0, 0, 1e9]
 
 
+def test_a_build_in_a_tree_whose_name_looks_like_a_pattern_is_finished_too(tmp_path: Path) -> None:
+    tree = tmp_path / "a[b]*"
+    tree.mkdir()
+    write_project(tree)
+    built(tree, tmp_path / "out")
+    assert (tree / FINISHED).exists()
+
+
 #: A setup.py that tells what stands in the tree while it runs.
 LOOKS = """
 import os

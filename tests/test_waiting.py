@@ -35,7 +35,8 @@ from source_tree_lock import (
     _waiting,
     source_tree_lock,
 )
-from source_tree_lock._kernel import KernelLock
+from source_tree_lock._kernel import KernelLock, open_directory
+from source_tree_lock._waiting import TaskCaller
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
@@ -410,6 +411,25 @@ def test_a_grant_to_a_closed_loop_goes_to_the_next_in_line(
         assert got_in == [True]
         del waiting
         gc.collect()
+
+
+def test_a_grant_that_its_loop_does_not_take_is_not_the_callers_to_give_back(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    """The loop was closed in that moment, and by now the next in line has it."""
+
+    async def make() -> TaskCaller:
+        return TaskCaller()
+
+    loop = asyncio.new_event_loop()
+    caller = loop.run_until_complete(make())
+    loop.close()
+    monkeypatch.setattr(loop, "is_running", lambda: True)
+    lock = open_directory(str(tree))
+    assert not caller.offer(lock)
+    caller.leave()
+    assert lock.fileno() >= 0
+    lock.close()
 
 
 @pytest.mark.usefixtures("_quiet")
