@@ -12,8 +12,8 @@ import time
 from contextlib import contextmanager, suppress
 
 from ._lock import FROM_ENVIRONMENT, SourceTreeLock, source_tree_lock
-from ._process import POSIX
-from ._waiting import take_no_signals
+from ._system import CAN_HAND_DOWN as POSIX
+from ._system import block_signals as take_no_signals
 from .errors import LockUnavailable
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Final, NoReturn
 
-    from ._holder import Holder
+    from ._holder.holder import Holder
 
 # Exit statuses: those of <sysexits.h>, and those that a shell gives for a command.
 BAD_USAGE: Final = 2
@@ -191,7 +191,7 @@ def _say(text: str) -> None:
 
 def _status(options: argparse.Namespace) -> int:
     lock = source_tree_lock(options.tree, lock_dir=options.lock_dir)
-    held = lock._is_held()
+    held = lock.is_held()
     holder = lock.holder() if held else None
     if options.json:
         names = ("pid", "program", "host", "since")
@@ -234,7 +234,7 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
         options.tree,
         timeout=options.timeout,
         lock_dir=options.lock_dir,
-        on_wait=lambda holder: waiting.begin(lock, holder),
+        on_wait=lambda wait: waiting.begin(lock, wait.holder),
     )
     try:
         entered = lock.acquire()
