@@ -11,7 +11,8 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 
-from ._lock import FROM_ENVIRONMENT, SourceTreeLock, source_tree_lock
+from ._lock import SourceTreeLock, source_tree_lock
+from ._options import FROM_ENVIRONMENT
 from ._system import CAN_HAND_DOWN as POSIX
 from ._system import block_signals as take_no_signals
 from .errors import LockUnavailable

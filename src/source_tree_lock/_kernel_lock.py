@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from _thread import RLock
+from contextlib import suppress
 
 from ._system import SAFE, locking_calls
 from .errors import LockUnavailable
@@ -139,10 +140,8 @@ def _close_in_child() -> None:
     inherited, _open = _open, {}
     for descriptor in inherited.values():
         if descriptor.numbers and descriptor.is_ours():
-            try:
+            with suppress(OSError):
                 os.close(descriptor.numbers[0])
-            except OSError:
-                pass
         descriptor.numbers.clear()
 
 

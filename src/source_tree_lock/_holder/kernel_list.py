@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 
-from .._kernel_lock import Identity
 from .._system import PROC
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .._kernel_lock import Identity
 
 #: How often to look for a lock in a list that changes. The kernel gives a page at a time, or less
 #: where a lock with all that wait for it needs more, and a lock that is released between two pages

@@ -13,6 +13,7 @@ from .._kernel_lock import (
     unavailable,
 )
 from .._paths.mounts import is_local
+from .._system import DIRECTORY
 from .holder import Holder
 from .kernel_list import is_readable, kernel_holder, kernel_holders
 from .processes import (
@@ -87,6 +88,17 @@ def is_held(path: str, *, follow: bool) -> bool:
         raise unavailable(error, path, "cannot tell whether it is locked") from error
     finally:
         lock.close()
+
+
+def is_tree_held(lock_file: str, tree: str) -> bool:
+    """Whether anybody holds the tree at a path, by its lock file or by itself.
+
+    Raises:
+        LockUnavailable: it cannot be told.
+    """
+    return is_held(lock_file, follow=False) or (
+        DIRECTORY is not None and is_held(tree, follow=True)
+    )
 
 
 def may_be_ancestors(pids: set[int]) -> bool:

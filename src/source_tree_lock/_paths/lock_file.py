@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from _collections_abc import Callable  # collections.abc, without the package around it
+from contextlib import suppress
 
 from .._kernel_lock import READ_ONLY, READ_WRITE, KernelLock, guard, leads_to, unavailable
 from .._log import logger
@@ -226,10 +227,8 @@ def _create_and_link(path: str) -> None:
         os.link(temporary, path)
     finally:
         lock.close()
-        try:
+        with suppress(OSError):  # it was not made
             os.unlink(temporary)
-        except OSError:
-            pass  # it was not made
 
 
 def _create_in_place(path: str) -> None:
@@ -287,6 +286,10 @@ _IS_NO_FILE: Final = "the lock file is not a regular file; remove it"
 _MODES: Final = "give the lock file mode 0666 and its directory 1777"
 _TOO_MANY: Final = "has too many open files; close some, or raise the limit"
 
+_NO_RIGHT: Final = (
+    f"no permission to make the lock file; give its directory mode 1777, or {_ELSEWHERE}"
+)
+
 _CANNOT_OPEN: Final = {
     errno.ELOOP: _IS_A_LINK,
     errno.EMLINK: _IS_A_LINK,  # FreeBSD's word for it
@@ -309,8 +312,8 @@ _CANNOT_MAKE: Final = {
     errno.ENAMETOOLONG: f"the path of the lock directory is too long; {_ELSEWHERE}",
     errno.ELOOP: "the path of the lock directory has symbolic links that lead in a circle; "
     f"{_ELSEWHERE}",
-    errno.EACCES: f"no permission to make the lock file; give its directory mode 1777, or {_ELSEWHERE}",
-    errno.EPERM: f"no permission to make the lock file; give its directory mode 1777, or {_ELSEWHERE}",
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
     errno.EROFS: f"the lock directory is read-only; {_ELSEWHERE}",
     errno.ENOSPC: f"no space or no inode is left in the lock directory; free some, or {_ELSEWHERE}",
     errno.EDQUOT: f"the quota of the lock directory is used up; free some, or {_ELSEWHERE}",
