@@ -1,0 +1,237 @@
+"""The two kernel locks of one entry: both, or the one that there is, and never none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from support import LIMIT, Child, held_elsewhere, is_free, wait_until_blocked
+
+from source_tree_lock import (
+    LockTimeout,
+    LockUnavailable,
+    _kernel_lock,
+    _locks,
+    source_tree_lock,
+)
+from source_tree_lock._kernel_lock import KernelLock
+
+fcntl = pytest.importorskip("fcntl", reason="Windows has tests of its own")
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc/locks")
+
+
+@pytest.fixture
+def lock_file(tree: Path) -> Path:
+    """The lock file of the tree, not made yet."""
+    return source_tree_lock(tree).lock_file
+
+
+def test_both_locks_are_held_and_both_are_released(tree: Path, lock_file: Path) -> None:
+    with source_tree_lock(tree, timeout=0):
+        assert (is_free(lock_file), is_free(tree)) == (False, False)
+    assert (is_free(lock_file), is_free(tree)) == (True, True)
+
+
+@pytest.mark.parametrize("held", ["lock file", "tree"])
+def test_either_lock_alone_keeps_us_out(
+    held: str, tree: Path, lock_file: Path, no_leaks: object
+) -> None:
+    lock_file.touch()
+    descriptor = os.open(tree if held == "tree" else lock_file, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(LockTimeout):
+            source_tree_lock(tree, timeout=0).__enter__()
+        assert (is_free(lock_file), is_free(tree)) == (held == "tree", held != "tree")
+    finally:
+        os.close(descriptor)
+    with source_tree_lock(tree, timeout=0):
+        pass
+
+
+def test_two_trees_with_one_lock_file_are_not_held_by_one_owner(tree: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    one = source_tree_lock(tree, digest=lambda _: "all")
+    two = source_tree_lock(other, digest=lambda _: "all")
+    with one, pytest.raises(RuntimeError, match="same lock file"):
+        two.acquire()
+    spelled = source_tree_lock(other, digest=lambda _: "all", lock_dir=f"{one.lock_file.parent}/.")
+    with one, pytest.raises(RuntimeError, match="same lock file"):
+        spelled.acquire()
+    with source_tree_lock(tree):
+        tree.rename(tmp_path / "moved")
+        tree.mkdir()
+        with pytest.raises(RuntimeError, match="same lock file"):
+            source_tree_lock(tree).acquire()
+    with source_tree_lock(tree, timeout=0):
+        pass
+
+
+# Starting over
+
+
+WAITS = {
+    "for ever": "with source_tree_lock(sys.argv[1]): held()",
+    "bounded": f"with source_tree_lock(sys.argv[1], timeout={LIMIT}): held()",
+    "in asyncio": """
+async def main():
+    async with source_tree_lock(sys.argv[1]): held()
+asyncio.run(main())
+""",
+}
+
+
+WAITER = """
+import asyncio, sys
+from source_tree_lock import source_tree_lock
+def held():
+    tell("held")
+    heard()
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lock_file_that_was_removed_meanwhile_is_not_believed(
+    wait: str, replaced: bool, tree: Path, lock_file: Path
+) -> None:
+    with held_elsewhere(tree) as holder, Child(WAITER + WAITS[wait], tree) as waiter:
+        wait_until_blocked(waiter.pid)
+        lock_file.unlink()
+        if replaced:
+            lock_file.write_text("")
+        holder.say()
+        waiter.expect("held")
+        assert lock_file.exists()
+        assert not is_free(lock_file)
+
+
+@linux_only
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_tree_that_was_replaced_meanwhile_is_locked_anew(
+    wait: str, tree: Path, lock_file: Path, tmp_path: Path
+) -> None:
+    with held_elsewhere(tree) as holder, Child(WAITER + WAITS[wait], tree) as waiter:
+        wait_until_blocked(waiter.pid)
+        tree.rename(tmp_path / "moved")
+        tree.mkdir()
+        holder.say()
+        waiter.expect("held")
+        assert not is_free(lock_file)
+        assert not is_free(tree)
+        assert is_free(tmp_path / "moved")
+
+
+@linux_only
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_tree_that_was_removed_meanwhile_is_an_error(
+    wait: str, tree: Path, lock_file: Path
+) -> None:
+    script = WAITER + "try:\n" + WAITS[wait].replace("\n", "\n    ").join(("    ", "\n"))
+    script += "except FileNotFoundError: tell('not found')\nheard()"
+    with held_elsewhere(tree) as holder, Child(script, tree) as waiter:
+        wait_until_blocked(waiter.pid)
+        tree.rmdir()
+        holder.say()
+        waiter.expect("not found")
+        assert is_free(lock_file)
+
+
+def test_a_hundred_restarts_are_enough(
+    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    current_status = _locks.current_status
+    looks = []
+
+    def removed_before_each_look(file: KernelLock) -> os.stat_result | None:
+        looks.append(file.identity)
+        lock_file.unlink()
+        return current_status(file)
+
+    monkeypatch.setattr(_locks, "current_status", removed_before_each_look)
+    with pytest.raises(LockUnavailable, match="100") as caught:
+        source_tree_lock(tree).acquire()
+    assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, str(lock_file))
+    assert len(looks) == 100
+    assert is_free(tree)
+    monkeypatch.setattr(_locks, "current_status", current_status)
+    with source_tree_lock(tree, timeout=0):
+        pass
+
+
+# Locks that the system does not have, and calls that fail
+
+
+def failing(number: int, monkeypatch: pytest.MonkeyPatch, *, directories: bool) -> list[int]:
+    """Have the lock of directories, or of files, fail; give the list of the failures."""
+    try_lock, *others = _kernel_lock.prepare_locks()
+    failures = []
+
+    def fail(descriptor: int) -> bool:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) is directories:
+            failures.append(descriptor)
+            raise OSError(number, os.strerror(number))
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(_kernel_lock, "_calls", (fail, *others))
+    return failures
+
+
+@pytest.mark.parametrize("name", ["EBADF", "ENOSYS", "EOPNOTSUPP", "ENOTSUP"])
+def test_where_trees_have_no_lock_the_lock_file_alone_serves(
+    name: str,
+    tree: Path,
+    lock_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_leaks: object,
+) -> None:
+    failures = failing(getattr(errno, name), monkeypatch, directories=True)
+    with source_tree_lock(tree, timeout=0) as lock:
+        assert (is_free(lock_file), is_free(tree)) == (False, True)
+        assert lock.locked()
+        with lock, source_tree_lock(tree, timeout=0):
+            assert lock.locked()
+    assert is_free(lock_file)
+    assert failures
+
+
+@pytest.mark.parametrize("name", ["EIO", "ENOLCK", "EINTR", "EPERM", "ESTALE", "EINVAL"])
+@pytest.mark.parametrize("directories", [True, False], ids=["tree", "lock file"])
+def test_a_lock_that_fails_lets_nobody_in_and_leaves_nothing_locked(
+    name: str,
+    directories: bool,
+    tree: Path,
+    lock_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_leaks: object,
+) -> None:
+    number = getattr(errno, name)
+    with monkeypatch.context() as patch:
+        failures = failing(number, patch, directories=directories)
+        with pytest.raises(LockUnavailable, match=os.strerror(number)) as caught:
+            source_tree_lock(tree).acquire()
+        assert failures
+    assert caught.value.errno == number
+    assert caught.value.filename == str(tree if directories else lock_file)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert (is_free(lock_file), is_free(tree)) == (True, True)
+    with source_tree_lock(tree, timeout=0):
+        pass
+
+
+@pytest.mark.parametrize("name", ["EBADF", "ENOSYS", "EOPNOTSUPP"])
+def test_where_lock_files_cannot_be_locked_nobody_gets_in(
+    name: str, tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    failing(getattr(errno, name), monkeypatch, directories=False)
+    with pytest.raises(LockUnavailable, match="lock_dir") as caught:
+        source_tree_lock(tree).acquire()
+    assert caught.value.errno == getattr(errno, name)
+    assert is_free(tree)
