@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import LIMIT
+from bare import in_a_bare_interpreter
 
 import source_tree_lock
 
@@ -195,17 +194,6 @@ def test_an_import_that_runs_upwards_would_be_found(
     assert imported(name, source) == expected
 
 
-def in_a_bare_interpreter(code: str, *options: str) -> str:
-    prelude = f"import sys; sys.path[:0] = {[str(SOURCE.parent)]!r}\n"
-    return subprocess.run(
-        [sys.executable, *options, "-c", prelude + code],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    ).stdout
-
-
 #: What takes longer to import than the library, and what only some of its uses need.
 EXPENSIVE = (
     "portalocker json re logging asyncio pathlib inspect subprocess typing typing_extensions "
@@ -222,80 +210,6 @@ def test_an_import_of_the_library_imports_nothing_expensive() -> None:
     )
     assert "source_tree_lock._lock" in told.split()
     assert set(told.split()) & set(EXPENSIVE) == set()
-
-
-def test_portalocker_is_imported_at_the_first_acquisition(tmp_path: Path) -> None:
-    told = in_a_bare_interpreter(
-        "def is_there(): return any('portalocker' in name for name in sys.modules)\n"
-        "from source_tree_lock import source_tree_lock\n"
-        f"lock = source_tree_lock({str(tmp_path)!r})\n"
-        "lock.lock_file, lock.tree, lock.locked(), repr(lock)\n"
-        "print(is_there())\n"
-        "with lock: print(is_there())"
-    )
-    assert told.split() == ["False", "True"]
-
-
-def test_an_acquisition_does_not_import_redis_with_portalocker(tmp_path: Path) -> None:
-    tree, site = tmp_path / "tree", tmp_path / "site"
-    tree.mkdir()
-    site.mkdir()
-    (site / "redis.py").write_text("print('redis')")
-    told = in_a_bare_interpreter(
-        f"sys.path.insert(0, {str(site)!r})\n"
-        "from source_tree_lock import source_tree_lock\n"
-        f"with source_tree_lock({str(tree)!r}): print('held')\n"
-        "import portalocker\n"
-        "print(portalocker.Lock.__module__)"  # others get it whole
-    )
-    assert told.split() == ["held", "redis", "portalocker.utils"]
-
-
-def test_a_portalocker_that_is_there_serves(tmp_path: Path) -> None:
-    told = in_a_bare_interpreter(
-        "import portalocker\n"
-        "from source_tree_lock import source_tree_lock\n"
-        f"with source_tree_lock({str(tmp_path)!r}): pass\n"
-        "print(*(name for name in sys.modules if name.endswith('.portalocker')))"
-    )
-    assert told.split() == ["portalocker.portalocker"]
-
-
-#: Finds no module whose name starts so.
-FINDER = """
-from importlib.machinery import PathFinder
-class Finder(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.startswith({!r}) else super().find_spec(name, path, target)
-sys.meta_path[:] = [Finder if each is PathFinder else each for each in sys.meta_path]
-"""
-
-
-def test_where_modules_are_found_by_their_own_names_alone_portalocker_serves_whole(
-    tmp_path: Path,
-) -> None:
-    told = in_a_bare_interpreter(
-        FINDER.format("source_tree_lock._system._portalocker.")
-        + "from source_tree_lock import source_tree_lock\n"
-        f"with source_tree_lock({str(tmp_path)!r}) as lock: print(lock.locked())\n"
-        "print('portalocker.portalocker' in sys.modules)"
-    )
-    assert told.split() == ["True", "True"]
-
-
-def test_without_portalocker_nobody_gets_in(tmp_path: Path) -> None:
-    told = in_a_bare_interpreter(
-        FINDER.format("portalocker")
-        + "from source_tree_lock import LockUnavailable, source_tree_lock\n"
-        f"lock = source_tree_lock({str(tmp_path)!r})\n"
-        "try:\n"
-        "    with lock: print('held')\n"
-        "except LockUnavailable as error: print(error)\n"
-        "print(lock.locked())"
-    )
-    assert "No module named 'portalocker'" in told
-    assert told.splitlines()[1:] == ["False"]
 
 
 def test_the_backend_imports_setuptools_only_when_it_is_asked_for_a_hook() -> None:
