@@ -221,6 +221,7 @@ def test_a_lock_directory_that_is_a_dangling_symlink_is_said_to_be_none(
     assert not (tmp_path / "nowhere").exists()
 
 
+@posix_only
 @pytest.mark.parametrize(
     ("mode", "warnings"), [(0o777, 1), (0o1777, 0), (0o755, 0), (0o775, 0), (0o703, 1)]
 )
@@ -274,6 +275,7 @@ def test_an_error_in_a_digest_of_ones_own_leaves_nothing_behind(
 # Making the lock file
 
 
+@posix_only
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 def test_a_lock_file_has_mode_0666_whatever_the_umask(
     make: Callable[[str], None],
@@ -289,6 +291,7 @@ def test_a_lock_file_has_mode_0666_whatever_the_umask(
         assert list(temp_dir.iterdir()) == [lock_file]
 
 
+@posix_only
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 def test_a_lock_file_that_somebody_else_made_first_is_not_replaced(
     make: Callable[[str], None], lock_file: Path, temp_dir: Path, no_leaks: object
@@ -301,6 +304,7 @@ def test_a_lock_file_that_somebody_else_made_first_is_not_replaced(
     assert list(temp_dir.iterdir()) == [lock_file]
 
 
+@posix_only
 def test_a_lock_file_that_appears_while_ours_is_made_is_the_one_that_is_locked(
     lock_file: Path, temp_dir: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
@@ -316,6 +320,7 @@ def test_a_lock_file_that_appears_while_ours_is_made_is_the_one_that_is_locked(
     assert list(temp_dir.iterdir()) == [lock_file]
 
 
+@posix_only
 @pytest.mark.parametrize("number", ["EPERM", "ENOSYS", "EOPNOTSUPP", "EMLINK", "EINVAL"])
 def test_where_links_are_refused_the_file_is_made_in_place(
     number: str,
@@ -337,6 +342,7 @@ def test_where_links_are_refused_the_file_is_made_in_place(
     assert is_free(lock_file)
 
 
+@posix_only
 def test_where_files_have_no_modes_either_the_file_is_made_all_the_same(
     tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
@@ -349,6 +355,7 @@ def test_where_files_have_no_modes_either_the_file_is_made_all_the_same(
         assert not is_free(lock_file)
 
 
+@posix_only
 def test_another_error_in_making_the_file_is_not_answered_by_another_way(
     tree: Path, lock_file: Path, temp_dir: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
@@ -362,6 +369,7 @@ def test_another_error_in_making_the_file_is_not_answered_by_another_way(
     assert list(temp_dir.iterdir()) == []
 
 
+@posix_only
 def test_a_lock_file_that_is_deleted_as_fast_as_it_is_made_is_an_error(
     tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
@@ -372,6 +380,7 @@ def test_a_lock_file_that_is_deleted_as_fast_as_it_is_made_is_an_error(
     assert is_free(tree)
 
 
+@posix_only
 def test_a_lock_file_is_never_deleted(tree: Path, lock_file: Path, temp_dir: Path) -> None:
     inodes = set()
     for _ in range(3):
@@ -385,6 +394,7 @@ def test_a_lock_file_is_never_deleted(tree: Path, lock_file: Path, temp_dir: Pat
 # Opening the lock file
 
 
+@posix_only
 def test_a_lock_file_that_exists_is_opened_without_o_creat(
     tree: Path, lock_file: Path, tmp_path: Path
 ) -> None:
@@ -475,6 +485,7 @@ def a_device(path: Path) -> None:
     os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
 
 
+@posix_only
 @pytest.mark.parametrize(
     ("make", "number", "hint"),
     [
@@ -507,6 +518,7 @@ def test_what_is_no_regular_file_is_refused_and_not_touched(
     assert is_free(tree)
 
 
+@posix_only
 @pytest.mark.parametrize("make", [a_symlink, a_read_only_fifo])
 def test_what_is_no_regular_file_is_refused_when_it_may_only_be_read_too(
     make: Callable[[Path], None], tree: Path, lock_file: Path
@@ -526,6 +538,7 @@ def test_what_is_no_regular_file_is_refused_when_it_may_only_be_read_too(
         child.expect(f"refused {number}")
 
 
+@posix_only
 def test_a_lock_file_that_may_only_be_read_is_locked_all_the_same(
     tree: Path, lock_file: Path
 ) -> None:
@@ -555,6 +568,7 @@ def test_a_lock_file_on_a_read_only_file_system_is_locked_all_the_same(
     assert lock_file.read_text() == "theirs"
 
 
+@posix_only
 def test_a_file_with_another_name_is_locked_but_never_written_to(
     tree: Path, lock_file: Path, tmp_path: Path
 ) -> None:
@@ -568,6 +582,7 @@ def test_a_file_with_another_name_is_locked_but_never_written_to(
     assert is_free(private)
 
 
+@posix_only
 def test_a_read_only_lock_file_that_is_deleted_while_it_is_opened_is_made_anew(
     tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
