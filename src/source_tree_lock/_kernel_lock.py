@@ -241,8 +241,12 @@ class KernelLock:
         """
         numbers = self._descriptor.numbers
         with guard:
-            _open[id(self._descriptor)] = self._descriptor
-            numbers.extend(map(call, *((each,) for each in arguments)))
+            try:
+                _open[id(self._descriptor)] = self._descriptor
+                numbers.extend(map(call, *((each,) for each in arguments)))
+            finally:
+                if not numbers:
+                    _open.pop(id(self._descriptor), None)
 
     def close(self, farewell: Callable[[int], None] | None = None) -> None:
         """Release the lock and close the descriptor. Closing twice does nothing.
