@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from support import Child, is_free, open_descriptors
 
 from source_tree_lock import _kernel_lock, source_tree_lock
+from source_tree_lock._kernel_lock import KernelLock
 from source_tree_lock._paths.lock_file import Place, open_lock_file
 
 fcntl = pytest.importorskip("fcntl", reason="Windows has tests of its own")
@@ -98,3 +101,89 @@ def test_a_close_that_is_interrupted_each_time_ends_and_a_later_one_closes(
     assert not is_free(lock_file)
     lock.close()
     assert is_free(lock_file)
+
+
+# What was opened, and what is another's by now
+
+
+def test_failed_opens_leave_nothing_registered(
+    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = dict(_kernel_lock._open)
+    lock = KernelLock(str(tree / "missing"))
+    with pytest.raises(FileNotFoundError):
+        lock.open(os.O_RDONLY)
+    with pytest.raises(FileNotFoundError):
+        source_tree_lock(tree / "missing").acquire()
+    for name in ("open", "fstat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, refuse)
+            with pytest.raises(OSError, match="open files"):
+                lock.open(os.O_RDONLY, str(tree))
+    lock.open(os.O_RDONLY, str(tree))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", refuse)
+        with pytest.raises(OSError, match="open files"):
+            lock.locked_copy()
+    lock.close()
+    assert _kernel_lock._open == before
+
+
+def test_a_descriptor_that_somebody_else_closed_is_theirs_and_stays_open(
+    tree: Path, tmp_path: Path
+) -> None:
+    script = """
+        import os
+        from source_tree_lock import source_tree_lock
+        with source_tree_lock(sys.argv[1]):
+            os.closerange(3, 50)
+            theirs = [os.open(sys.argv[2], os.O_RDWR | os.O_CREAT) for _ in range(20)]
+        for descriptor in theirs:
+            os.fstat(descriptor)
+        tell("theirs are open")
+        with source_tree_lock(sys.argv[1], timeout=0):
+            tell("held")
+            heard()
+    """
+    with Child(script, tree, tmp_path / "theirs") as child:
+        child.expect("theirs are open")
+        child.expect("held")
+        assert not is_free(tree)
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="there is no fork here")
+@pytest.mark.parametrize("when", ["before ours", "after ours"])
+def test_an_at_fork_hook_of_somebody_else_may_close_and_open_what_it_likes(
+    when: str, tree: Path, tmp_path: Path
+) -> None:
+    script = """
+        import os
+        def take_numbers():
+            os.closerange(3, 50)
+            theirs.extend(os.open(sys.argv[2], os.O_RDWR | os.O_CREAT) for _ in range(20))
+        theirs = []
+        if sys.argv[3] == "before ours":
+            os.register_at_fork(after_in_child=take_numbers)
+        from source_tree_lock import source_tree_lock
+        if sys.argv[3] == "after ours":
+            os.register_at_fork(after_in_child=take_numbers)
+        with source_tree_lock(sys.argv[1]):
+            child = os.fork()
+            if child == 0:
+                for descriptor in theirs:
+                    os.fstat(descriptor)
+                tell("theirs are open:", len(theirs))
+                heard()
+                tell(source_tree_lock(sys.argv[1]).acquire(blocking=False))
+                os._exit(0)
+            tell("forked")
+            os.waitpid(child, 0)
+    """
+    with Child(script, tree, tmp_path / "theirs", when) as child:
+        assert {child.line(), child.line()} == {"theirs are open: 20", "forked"}
+        assert not is_free(tree)
+        child.say()
+        child.expect("False")

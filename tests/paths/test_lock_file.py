@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from support import (
     HOLD,
+    LIMIT,
     WITHOUT_ROOTS_RIGHTS,
     Child,
     is_free,
@@ -600,3 +601,205 @@ def test_a_read_only_lock_file_that_is_deleted_while_it_is_opened_is_made_anew(
     with source_tree_lock(tree, timeout=0):
         assert made_anew
         assert not is_free(lock_file)
+
+
+# A lease: the kernel asks its owner to give it back (fcntl(2))
+
+WAYS = {
+    "for ever": "with source_tree_lock(sys.argv[1]): held()",
+    "bounded": f"with source_tree_lock(sys.argv[1], timeout={LIMIT}): held()",
+    "in asyncio": """
+async def main():
+    async with source_tree_lock(sys.argv[1]): held()
+asyncio.run(main())
+""",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_lease_is_waited_for(way: str, tree: Path, lock_file: Path) -> None:
+    lease = """
+        import fcntl, os, signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+        descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        tell("leased")
+        signal.sigwait([signal.SIGIO])
+        tell("asked")
+        heard()
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        tell("given back")
+    """
+    enter = """
+import asyncio
+from source_tree_lock import source_tree_lock
+def held():
+    tell("held")
+    heard()
+tell(source_tree_lock(sys.argv[1]).acquire(blocking=False))
+"""
+    with Child(lease, lock_file) as owner, Child(enter + WAYS[way], tree) as waiter:
+        owner.expect("leased")
+        owner.expect("asked")
+        waiter.expect("False")
+        owner.say()
+        owner.expect("given back")
+        waiter.expect("held")
+        assert not is_free(lock_file)
+
+
+# What went wrong, and what to do
+
+
+#: A word of the advice that each error deserves: where a file is opened, and where it is made.
+OPENING = {
+    "EACCES": "mode 0666",
+    "EPERM": "mode 0666",
+    "EISDIR": "is a directory; remove it",
+    "ELOOP": "symbolic link",
+    "EMLINK": "symbolic link",
+    "ENXIO": "not a regular file",
+    "ENODEV": "not a regular file",
+    "EINVAL": "not a regular file",
+    "ETXTBSY": "run as a program",
+    "EMFILE": "the process has too many open files",
+    "ENFILE": "the system has too many open files",
+    "EIO": "repair it",
+    "ESTALE": "mount it again",
+}
+MAKING = {
+    "ENOENT": "does not exist",
+    "ENOTDIR": "not a directory",
+    "EEXIST": "not a directory",
+    "ENAMETOOLONG": "too long",
+    "ELOOP": "in a circle",
+    "EACCES": "mode 1777",
+    "EPERM": "mode 1777",
+    "EROFS": "read-only",
+    "ENOSPC": "no inode is left",
+    "EDQUOT": "quota",
+    "EMFILE": "the process has too many open files",
+    "ENFILE": "the system has too many open files",
+}
+#: In the making of a directory that was named, these have tests of their own.
+BY_ITSELF = ("ENOENT", "EEXIST")
+#: Nobody who has these can be helped by another directory.
+NOT_OF_THE_DIRECTORY = set("EISDIR ELOOP EMLINK ENXIO ENODEV EINVAL ETXTBSY EMFILE ENFILE".split())
+
+
+def failing_open(monkeypatch: pytest.MonkeyPatch, number: int, *, making: bool) -> None:
+    """Have the lock file be opened, or be made, with an error."""
+
+    def refuse(path: str, flags: int, *rest: Any, **options: Any) -> int:
+        if "uv-setuptools-" in str(path) and (making or not flags & os.O_CREAT):
+            if making and not flags & os.O_CREAT:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            raise OSError(number, os.strerror(number), path)
+        return open_(path, flags, *rest, **options)
+
+    open_ = os.open
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@posix_only
+@pytest.mark.parametrize("making", [False, True], ids=["opening", "making"])
+def test_no_error_has_advice_that_is_not_looked_at_here(making: bool) -> None:
+    table = room._CANNOT_MAKE if making else room._CANNOT_OPEN
+    expected = MAKING if making else OPENING
+    assert set(table) == {getattr(errno, name) for name in expected}
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("making", "name"),
+    [(False, name) for name in (*OPENING, "ENOMEM", "EOVERFLOW")]
+    + [(True, name) for name in (*MAKING, "EIO", "ENOMEM", "ETIMEDOUT") if name not in BY_ITSELF],
+)
+def test_each_error_has_advice_that_fits(
+    making: bool,
+    name: str,
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_leaks: object,
+) -> None:
+    number = getattr(errno, name)
+    lock = source_tree_lock(tree, lock_dir=tmp_path)
+    failing_open(monkeypatch, number, making=making)
+    with pytest.raises(LockUnavailable) as caught:
+        lock.acquire()
+    assert (caught.value.errno, caught.value.filename) == (number, str(lock.lock_file))
+    text = str(caught.value)
+    assert os.strerror(number) in text
+    expected = (MAKING if making else OPENING).get(name)
+    assert (expected or f"the lock file cannot be {'made' if making else 'opened'}") in text
+    helps = name not in NOT_OF_THE_DIRECTORY or (making and name == "ELOOP")
+    assert ("name another directory with lock_dir or SOURCE_TREE_LOCK_DIR" in text) is helps
+    assert is_free(tree)
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["EMFILE", "ENFILE", "ENOMEM"])
+def test_what_fails_for_want_of_ones_own_resources_lets_nobody_in_by_the_tree_alone(
+    name: str, tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    # Another process may well make the file, and would keep us out by it.
+    failing_open(monkeypatch, getattr(errno, name), making=True)
+    with pytest.raises(LockUnavailable) as caught:
+        source_tree_lock(tree).acquire()
+    assert caught.value.errno == getattr(errno, name)
+    assert is_free(tree)
+
+
+@posix_only
+@pytest.mark.parametrize("mode", [0o000, 0o600], ids=["a closed directory", "not to be searched"])
+@pytest.mark.parametrize("there", [False, True], ids=["no lock file", "a lock file"])
+def test_where_a_lock_file_may_be_that_cannot_be_seen_nobody_gets_in(
+    mode: int, there: bool, tree: Path, lock_file: Path, temp_dir: Path
+) -> None:
+    if there:
+        lock_file.touch()
+    temp_dir.chmod(mode)
+    try:
+        with Child(REFUSED, tree, prefix=WITHOUT_ROOTS_RIGHTS) as child:
+            child.expect(f"refused {errno.EACCES}")
+    finally:
+        temp_dir.chmod(0o700)
+
+
+@posix_only
+def test_a_lock_file_that_nobody_may_open_is_an_error_though_the_tree_could_be_locked(
+    tree: Path, lock_file: Path
+) -> None:
+    lock_file.touch()
+    lock_file.chmod(0)
+    with Child(REFUSED, tree, prefix=WITHOUT_ROOTS_RIGHTS) as child:
+        child.expect(f"refused {errno.EACCES}")
+        assert is_free(tree)
+
+
+#: Tells the error of one attempt. Arguments: the tree.
+REFUSED = """
+    from source_tree_lock import LockUnavailable, source_tree_lock
+    try:
+        source_tree_lock(sys.argv[1]).acquire()
+    except LockUnavailable as error:
+        tell("refused", error.errno)
+    heard()
+"""
+
+
+def test_a_relative_lock_dir_in_the_environment_is_an_error_that_names_the_variable(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_TREE_LOCK_DIR", "locks")
+    monkeypatch.chdir(tmp_path)
+    lock = source_tree_lock(tree)
+    for ask in (lock.acquire, lock.is_held, lock.holder, lambda: lock.lock_file):
+        with pytest.raises(ValueError, match="SOURCE_TREE_LOCK_DIR .*absolute.*'locks'"):
+            ask()
+    assert not (tmp_path / "locks").exists()
+    given = source_tree_lock(tree, lock_dir=tmp_path / "locks")  # an argument wins
+    with given:
+        assert given.lock_file.parent == tmp_path / "locks"

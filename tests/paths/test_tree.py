@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import is_free, open_descriptors
+from support import Child, is_free, open_descriptors
 
 from source_tree_lock import (
     LockUnavailable,
@@ -265,3 +265,30 @@ def test_a_timeout_in_the_environment_that_makes_no_sense_is_an_error_that_names
     with pytest.raises(error, match=f"SOURCE_TREE_LOCK_TIMEOUT.*{re.escape(text)}"):
         source_tree_lock(tree).acquire()
     assert list(temp_dir.iterdir()) == []
+
+
+@posix_only
+@pytest.mark.parametrize("way", ["by its whole path", "as the working directory", "from inside"])
+def test_a_path_deeper_than_the_system_allows_is_blamed_itself(way: str, tree: Path) -> None:
+    script = """
+        import os
+        from source_tree_lock import LockUnavailable, source_tree_lock
+        os.chdir(sys.argv[1])
+        for _ in range(25):
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+        os.mkdir("e" * 200)
+        whole = sys.argv[1] + ("/" + "d" * 200) * 25
+        ways = {"by its whole path": whole, "as the working directory": ".", "from inside": "e" * 200}
+        try:
+            source_tree_lock(ways[sys.argv[2]]).acquire()
+        except LockUnavailable as error:
+            tell(error.errno, error.filename == ways[sys.argv[2]] or error.filename == whole, error)
+        heard()
+    """
+    with Child(script, tree, way) as child:
+        number, is_named, message = child.line().split(" ", 2)
+        assert (int(number), is_named) == (errno.ENAMETOOLONG, "True")
+        assert "source tree" in message
+        assert "lock file" not in message
+        assert is_free(tree)
