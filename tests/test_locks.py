@@ -13,6 +13,7 @@ import pytest
 from support import (
     HOLD,
     LIMIT,
+    WITHOUT_ROOTS_RIGHTS,
     Child,
     held_elsewhere,
     is_free,
@@ -244,6 +245,166 @@ def test_where_lock_files_cannot_be_locked_nobody_gets_in(
         source_tree_lock(tree).acquire()
     assert caught.value.errno == getattr(errno, name)
     assert is_free(tree)
+
+
+# Where nobody can have the lock file, the tree alone serves
+
+
+def missing(directory: Path) -> tuple[str, ...]:
+    return ()
+
+
+def a_file(directory: Path) -> tuple[str, ...]:
+    directory.touch()
+    return ()
+
+
+def below_a_file(directory: Path) -> tuple[str, ...]:
+    directory.parent.touch()
+    return ()
+
+
+def too_long(directory: Path) -> tuple[str, ...]:
+    return ()
+
+
+def not_writable(directory: Path) -> tuple[str, ...]:
+    directory.mkdir()
+    directory.chmod(0o555)
+    return WITHOUT_ROOTS_RIGHTS
+
+
+def mounted(options: str, fill: str = "") -> Callable[[Path], tuple[str, ...]]:
+    """A file system of its own for each process that starts, which others do not see."""
+
+    def mount(directory: Path) -> tuple[str, ...]:
+        prefix = own_mounts()
+        directory.mkdir()
+        command = f'mount -t tmpfs -o {options} tmpfs "$1"{fill} && shift && exec "$@"'
+        return *prefix, "sh", "-ec", command, "sh", str(directory)
+
+    return mount
+
+
+class State:
+    """A state of the directory of the lock files, its errno, and a word of the advice."""
+
+    def __init__(
+        self, make: Callable[[Path], tuple[str, ...]], number: int, advice: str, name: str = "temp2"
+    ) -> None:
+        self.make, self.number, self.advice, self.name = make, number, advice, name
+
+    def prepare(self, tmp_path: Path) -> tuple[str, tuple[str, ...]]:
+        """The directory, and what is put before the command of a process that meets it."""
+        directory = tmp_path / self.name
+        return str(directory), self.make(directory)
+
+
+STATES = {
+    "missing": State(missing, errno.ENOENT, "does not exist"),
+    "a file": State(a_file, errno.ENOTDIR, "is not a directory"),
+    "below a file": State(below_a_file, errno.ENOTDIR, "is not a directory", "file/below"),
+    "too long": State(too_long, errno.ENAMETOOLONG, "too long", "x" * 300),
+    "too deep": State(too_long, errno.ENAMETOOLONG, "too long", "/".join(["x" * 200] * 30)),
+    "not writable": State(not_writable, errno.EACCES, "mode 1777"),
+    "read-only": State(mounted("ro"), errno.EROFS, "read-only"),
+    "out of inodes": State(mounted("nr_inodes=1"), errno.ENOSPC, "no inode"),
+    "full": State(
+        mounted("size=4k,nr_inodes=2", ' && head -c 4096 /dev/zero >"$1/filling"'),
+        errno.ENOSPC,
+        "no space",
+    ),
+}
+
+#: Enters thrice, tells what is logged, and what a child that it hands over to gets.
+ALONE = """
+    import logging, os, subprocess
+    from source_tree_lock import source_tree_lock
+    logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(message)s")
+    lock = source_tree_lock(sys.argv[1])
+    enter = "import sys, source_tree_lock as s\\n"
+    enter += "print(s.source_tree_lock(sys.argv[1]).acquire(blocking=False), flush=True)"
+    for _ in range(2):
+        with lock:
+            pass
+    with lock:
+        tell("held")
+        heard()
+        for environ in lock.environ, {}:
+            command = [sys.executable, "-c", enter, sys.argv[1]]
+            subprocess.run(command, env={**os.environ, **environ}, check=True)
+        heard()
+    tell("released")
+"""
+
+TRY = """
+    from source_tree_lock import LockUnavailable, source_tree_lock
+    lock = source_tree_lock(sys.argv[1], lock_dir=sys.argv[2] if sys.argv[2:] else None)
+    try:
+        tell(lock.acquire(timeout=0.05))
+    except LockUnavailable as error:
+        tell(error.errno, error.filename == str(lock.lock_file), error)
+    heard()
+"""
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_where_nobody_can_have_the_lock_file_the_tree_alone_serves(
+    state: str, tree: Path, tmp_path: Path
+) -> None:
+    directory, prefix = STATES[state].prepare(tmp_path)
+    environ = {"TMPDIR": directory}
+    with Child(ALONE, tree, environ=environ, prefix=prefix) as holder:
+        said = holder.line()
+        assert said.startswith("INFO ")
+        assert f"{str(tree)!r} is locked by itself alone" in said
+        assert STATES[state].advice in said
+        holder.expect("held")
+        assert not is_free(tree)
+        with Child(TRY, tree, environ=environ, prefix=prefix) as other:
+            other.expect("False")
+        with Child(TRY, tree) as other:  # it has a lock file
+            other.expect("False")
+        with Child(HOLD, tree, environ=environ, prefix=prefix) as waiter:
+            holder.say()
+            holder.expect("True")  # in the child that was handed the hold
+            holder.expect("False")
+            if sys.platform == "linux":
+                wait_until_blocked(waiter.pid)
+            holder.say()
+            holder.expect("released")
+            waiter.expect("held")
+
+
+@pytest.mark.parametrize("named", ["by an argument", "by the environment"])
+@pytest.mark.parametrize("state", [name for name in STATES if name != "missing"])
+def test_a_directory_that_somebody_named_has_to_work(
+    named: str, state: str, tree: Path, tmp_path: Path
+) -> None:
+    directory, prefix = STATES[state].prepare(tmp_path)
+    arguments, environ = [directory], {}
+    if named == "by the environment":
+        arguments, environ = [], {"SOURCE_TREE_LOCK_DIR": directory}
+    with Child(TRY, tree, *arguments, environ=environ, prefix=prefix) as child:
+        number, is_named, message = child.line().split(" ", 2)
+        assert is_named == "True"
+        assert int(number) == STATES[state].number
+        assert STATES[state].advice in message
+        assert "lock_dir or SOURCE_TREE_LOCK_DIR" in message
+        assert is_free(tree)
+
+
+@pytest.mark.parametrize("number", ["EBADF", "ENOSYS"])
+def test_where_neither_can_be_had_nobody_gets_in(
+    number: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    failing(getattr(errno, number), monkeypatch, directories=True)
+    lock = source_tree_lock(tree)
+    with pytest.raises(LockUnavailable, match="does not exist") as caught:
+        lock.acquire()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(lock.lock_file))
+    assert not lock.locked()
 
 
 # The tree itself keeps out whoever comes to it, by any way
