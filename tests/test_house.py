@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import inspect
 import re
-import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from bare import in_a_bare_interpreter
 
 import source_tree_lock
+from source_tree_lock import adapters
 
 PACKAGE = "source_tree_lock"
 SOURCE = Path(source_tree_lock.__file__).parent
@@ -220,3 +223,13 @@ def test_the_backend_imports_setuptools_only_when_it_is_asked_for_a_hook() -> No
         "print('setuptools' in sys.modules)"
     )
     assert told.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("module", [source_tree_lock, adapters], ids=lambda each: each.__name__)
+def test_the_types_of_every_public_function_can_be_asked_for(module: ModuleType) -> None:
+    functions = [getattr(module, name) for name in module.__all__]
+    functions = [each for each in functions if inspect.isfunction(each)]
+    assert functions
+    for function in functions:
+        hints = typing.get_type_hints(function)
+        assert hints.keys() == {*inspect.signature(function).parameters, "return"}

@@ -157,7 +157,7 @@ def test_a_tree_that_was_removed_meanwhile_is_an_error(
 def test_a_hundred_restarts_are_enough(
     tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
-    current_status = _locks.current_status
+    current_status = _kernel_lock.current_status
     looks = []
 
     def removed_before_each_look(file: KernelLock) -> os.stat_result | None:

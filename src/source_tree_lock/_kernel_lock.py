@@ -236,8 +236,7 @@ class KernelLock:
     def _adopt(self, call: Callable[..., int], *arguments: object) -> None:
         """Register the descriptor that a call of C returns; it is never in nobody's hands.
 
-        A signal handler raises between two steps of the interpreter. `extend` and `map` together
-        are one.
+        A signal handler raises between two steps of the interpreter; `extend` and `map` are one.
         """
         numbers = self._descriptor.numbers
         with guard:

@@ -11,6 +11,7 @@ import pytest
 from support import LIMIT, Child, uv_build, write_project
 
 from source_tree_lock import cache_digest, source_tree_lock
+from source_tree_lock._paths import digest as room
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 
@@ -70,6 +71,17 @@ def test_a_lone_surrogate_in_a_windows_path_is_hashed_as_itself() -> None:
 def test_a_relative_path_has_no_digest(path: PurePath) -> None:
     with pytest.raises(ValueError, match="absolute"):
         cache_digest(path)
+
+
+def test_of_the_digests_that_were_made_only_so_many_are_remembered(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_MOST_KNOWN", 0)
+    before = dict(room._known)
+    for _ in range(2):
+        name = source_tree_lock(tree).lock_file.name
+        assert name == f"uv-setuptools-{cache_digest(tree.resolve())}.lock"
+    assert room._known == before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file names are no bytes on Windows")

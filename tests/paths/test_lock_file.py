@@ -797,7 +797,7 @@ def test_a_relative_lock_dir_in_the_environment_is_an_error_that_names_the_varia
     monkeypatch.chdir(tmp_path)
     lock = source_tree_lock(tree)
     for ask in (lock.acquire, lock.is_held, lock.holder, lambda: lock.lock_file):
-        with pytest.raises(ValueError, match="SOURCE_TREE_LOCK_DIR .*absolute.*'locks'"):
+        with pytest.raises(ValueError, match=r"SOURCE_TREE_LOCK_DIR .*absolute.*'locks'"):
             ask()
     assert not (tmp_path / "locks").exists()
     given = source_tree_lock(tree, lock_dir=tmp_path / "locks")  # an argument wins

@@ -279,11 +279,12 @@ def test_a_path_deeper_than_the_system_allows_is_blamed_itself(way: str, tree: P
             os.chdir("d" * 200)
         os.mkdir("e" * 200)
         whole = sys.argv[1] + ("/" + "d" * 200) * 25
-        ways = {"by its whole path": whole, "as the working directory": ".", "from inside": "e" * 200}
+        way = sys.argv[2]
+        given = {"by its whole path": whole, "as the working directory": "."}.get(way, "e" * 200)
         try:
-            source_tree_lock(ways[sys.argv[2]]).acquire()
+            source_tree_lock(given).acquire()
         except LockUnavailable as error:
-            tell(error.errno, error.filename == ways[sys.argv[2]] or error.filename == whole, error)
+            tell(error.errno, error.filename in (given, whole), error)
         heard()
     """
     with Child(script, tree, way) as child:
