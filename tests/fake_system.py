@@ -211,6 +211,9 @@ class Windows:
         for name in POSIX_ONLY:
             patch.delattr(os, name, raising=False)
         with pytest.MonkeyPatch.context() as importing:
+            # pytest's own finder makes paths, which here would be those of another system.
+            finders = [each for each in sys.meta_path if "pytest" not in type(each).__module__]
+            importing.setattr(sys, "meta_path", finders)
             importing.setattr(os, "name", "nt")
             self.library = importlib.import_module("source_tree_lock")
 
