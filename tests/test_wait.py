@@ -15,7 +15,7 @@ import pytest
 from holder.crowd import flock_1, linux_only
 from support import LIMIT, Child, held_elsewhere, wait_until
 
-from source_tree_lock import LockTimeout, Wait, source_tree_lock
+from source_tree_lock import Holder, LockTimeout, Wait, source_tree_lock
 from source_tree_lock._holder.kernel_list import kernel_holder
 
 
@@ -149,3 +149,44 @@ def test_an_unknown_holder_is_called_so(tree: Path, monkeypatch: pytest.MonkeyPa
     ):
         pass
     assert caught.value.holder is None
+
+
+# In words
+
+
+@pytest.mark.parametrize(
+    ("holder", "waited", "sentence"),
+    [
+        (Holder(4242, "pip"), 0.0, "waiting for pip (pid 4242) to leave /home/me/project"),
+        (Holder(4242, "pip"), 0.9, "waiting for pip (pid 4242) to leave /home/me/project"),
+        (
+            Holder(4242, "pip", None, 1000.0),
+            125.2,
+            "waiting 2 min 5 s for pip (pid 4242) to leave /home/me/project",
+        ),
+        (None, 5.0, "waiting 5 s for an unknown process to leave /home/me/project"),
+        (
+            Holder(4242, "uv", "node7"),
+            3600.0,
+            "waiting 1 h 0 min for uv (pid 4242) on node7 to leave /home/me/project",
+        ),
+    ],
+)
+def test_a_wait_is_one_sentence(holder: Holder | None, waited: float, sentence: str) -> None:
+    assert str(Wait("/home/me/project", "/tmp/a.lock", holder, waited)) == sentence
+
+
+def test_a_wait_fits_into_any_number_of_columns_and_keeps_the_end_of_the_path() -> None:
+    wait = Wait("/home/me/a/long/path/to/project", "/tmp/a.lock", Holder(4242, "pip"), 5.0)
+    whole = str(wait)
+    for columns in (*range(len(whole) + 3), 1000):
+        line = wait.line(columns)
+        assert len(line) <= columns
+        assert (line == whole) == (columns >= len(whole))
+    assert wait.line(50) == "waiting 5 s for pip (pid 4242) to leave …o/project"
+
+
+def test_a_path_that_a_terminal_would_obey_is_not_told_as_it_is() -> None:
+    wait = Wait("/home/\033[31mred\n", "/tmp/a.lock", None, 0.0)
+    for text in (str(wait), repr(wait), wait.line(200), wait.line(40)):
+        assert text.isprintable()
