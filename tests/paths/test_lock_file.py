@@ -382,6 +382,14 @@ def test_a_lock_file_that_is_deleted_as_fast_as_it_is_made_is_an_error(
 
 
 @posix_only
+def test_a_name_may_be_as_long_as_the_system_allows(tree: Path, temp_dir: Path) -> None:
+    longest = 255 - len("uv-setuptools-.lock")
+    with source_tree_lock(tree, digest=lambda _: "x" * longest, lock_dir=temp_dir) as lock:
+        assert list(temp_dir.iterdir()) == [lock.lock_file]
+        assert not is_free(lock.lock_file)
+
+
+@posix_only
 def test_a_lock_file_is_never_deleted(tree: Path, lock_file: Path, temp_dir: Path) -> None:
     inodes = set()
     for _ in range(3):
@@ -673,7 +681,6 @@ MAKING = {
     "ENOTDIR": "not a directory",
     "EEXIST": "not a directory",
     "ENAMETOOLONG": "too long",
-    "ELOOP": "in a circle",
     "EACCES": "mode 1777",
     "EPERM": "mode 1777",
     "EROFS": "read-only",
@@ -734,9 +741,19 @@ def test_each_error_has_advice_that_fits(
     assert os.strerror(number) in text
     expected = (MAKING if making else OPENING).get(name)
     assert (expected or f"the lock file cannot be {'made' if making else 'opened'}") in text
-    helps = name not in NOT_OF_THE_DIRECTORY or (making and name == "ELOOP")
+    helps = name not in NOT_OF_THE_DIRECTORY
     assert ("name another directory with lock_dir or SOURCE_TREE_LOCK_DIR" in text) is helps
     assert is_free(tree)
+
+
+@posix_only
+def test_a_circle_of_links_to_the_lock_directory_is_named_as_what_it_may_be(
+    tree: Path, tmp_path: Path
+) -> None:
+    tmp_path.joinpath("loop").symlink_to("loop")
+    with pytest.raises(LockUnavailable, match="in a circle") as caught:
+        source_tree_lock(tree, lock_dir=tmp_path / "loop").acquire()
+    assert caught.value.errno == errno.ELOOP
 
 
 @posix_only
