@@ -14,7 +14,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from support import Child, stop_for_good, wait_until
+from support import LIMIT, Child, stop_for_good, wait_until
 
 from source_tree_lock import Holder, LockTimeout, Wait, source_tree_lock
 from source_tree_lock._holder import processes
@@ -114,20 +114,33 @@ def a_record(**changes: object) -> bytes:
     return json.dumps({name: value for name, value in fields.items() if value != "absent"}).encode()
 
 
+#: What unshare(1) needs for pids of one's own.
+OWN_PIDS = ("--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+def unshared(*options: str) -> tuple[str, ...]:
+    """What gives a command that follows namespaces of its own; skips where it may not."""
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare(1)")
+    tried = subprocess.run(["unshare", *options, "true"], capture_output=True, timeout=LIMIT)
+    if tried.returncode:
+        pytest.skip(f"no namespaces here: {tried.stderr.decode().strip()}")
+    return "unshare", *options
+
+
 @contextmanager
 def in_another_pid_namespace(script: str, *arguments: object) -> Iterator[Child]:
     """A child that cannot see the processes of this namespace."""
-    prefix = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
-    with Child(script, *arguments, prefix=prefix) as child:
+    with Child(script, *arguments, prefix=unshared(*OWN_PIDS)) as child:
         yield child
 
 
 @contextmanager
 def on_host(name: str, script: str, *arguments: object, own_pids: bool = True) -> Iterator[Child]:
     """A process on a host of this name, which shares all its files with the others."""
-    pids = ("--pid", "--fork", "--kill-child", "--mount-proc") if own_pids else ()
     rename = f'hostname {name}; exec "$@"'
-    prefix = ("unshare", "--uts", *pids, "sh", "-c", rename, "sh")
+    unshare = unshared("--uts", *(OWN_PIDS if own_pids else ()))
+    prefix = (*unshare, "sh", "-c", rename, "sh")
     with Child(script, *arguments, prefix=prefix) as child:
         yield child
 

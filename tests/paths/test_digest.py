@@ -8,7 +8,7 @@ import sys
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import pytest
-from support import LIMIT, Child, uv_build, write_project
+from support import LIMIT, Child, own_mounts, uv_build, write_project
 
 from source_tree_lock import cache_digest, source_tree_lock
 from source_tree_lock._paths import digest as room
@@ -131,14 +131,13 @@ _TWO_PLACES = """
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts, as root")
 def test_a_tree_has_one_name_wherever_it_is_mounted_when_the_digest_is_of_its_path_there(
     tmp_path: Path,
 ) -> None:
     places = [tmp_path / "here", tmp_path / "there"]
     for place in places:
         place.mkdir()
-    with Child(_TWO_PLACES, *places, prefix=("unshare", "--mount")) as child:
+    with Child(_TWO_PLACES, *places, prefix=own_mounts()) as child:
         (recipe_here, default_here), (recipe_there, default_there) = (
             (child.line(), child.line()) for _ in places
         )

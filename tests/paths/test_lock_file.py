@@ -20,6 +20,7 @@ from support import (
     WITHOUT_ROOTS_RIGHTS,
     Child,
     is_free,
+    own_mounts,
 )
 
 from source_tree_lock import LockUnavailable, source_tree_lock
@@ -562,13 +563,12 @@ def test_a_lock_file_that_may_only_be_read_is_locked_all_the_same(
         assert is_free(lock_file)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts, as root")
 def test_a_lock_file_on_a_read_only_file_system_is_locked_all_the_same(
     tree: Path, lock_file: Path, temp_dir: Path
 ) -> None:
     lock_file.write_text("theirs")
     mount = 'mount --bind -o ro "$1" "$1" && shift && exec "$@"'
-    prefix = ("unshare", "-m", "sh", "-c", mount, "sh", str(temp_dir))
+    prefix = (*own_mounts(), "sh", "-c", mount, "sh", str(temp_dir))
     with Child(HOLD, tree, prefix=prefix) as child:
         child.expect("held")
         assert not is_free(lock_file)
