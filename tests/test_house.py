@@ -21,7 +21,7 @@ PACKAGE = "source_tree_lock"
 SOURCE = Path(source_tree_lock.__file__).parent
 
 #: The core. Each module may import what stands before it, and nothing else of the library.
-LOWEST_FIRST = """
+LOWEST_FIRST: list[str] = """
     errors
     _system.lockers  _system.posix  _system.windows  _system.__init__
     _log
@@ -38,7 +38,7 @@ LOWEST_FIRST = """
 """.split()
 
 #: The faces. Each may import the core and the faces before it.
-FACES = ["adapters", "build_meta", "_command", "plugins", "__main__"]
+FACES: list[str] = ["adapters", "build_meta", "_command", "plugins", "__main__"]
 
 #: The only room that asks which system this is.
 SYSTEM = "_system"
