@@ -7,21 +7,20 @@ import graphlib
 import inspect
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from bare import in_a_bare_interpreter
+from bare import SOURCE, in_a_bare_interpreter
 
 import source_tree_lock
 from source_tree_lock import adapters
 
 PACKAGE = "source_tree_lock"
-SOURCE = Path(source_tree_lock.__file__).parent
 
 #: The core. Each module may import what stands before it, and nothing else of the library.
-LOWEST_FIRST: list[str] = """
+LOWEST_FIRST: Sequence[str] = """
     errors
     _system.lockers  _system.posix  _system.windows  _system.__init__
     _log
@@ -38,7 +37,7 @@ LOWEST_FIRST: list[str] = """
 """.split()
 
 #: The faces. Each may import the core and the faces before it.
-FACES: list[str] = ["adapters", "build_meta", "_command", "plugins", "__main__"]
+FACES = ["adapters", "build_meta", "_command", "plugins", "__main__"]
 
 #: The only room that asks which system this is.
 SYSTEM = "_system"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,10 +27,12 @@ from source_tree_lock import (
     LockTimeout,
     LockUnavailable,
     _kernel_lock,
+    _line,
     _locks,
     source_tree_lock,
 )
 from source_tree_lock._kernel_lock import KernelLock
+from source_tree_lock._paths.lock_file import Place
 
 fcntl = pytest.importorskip("fcntl", reason="Windows has tests of its own")
 
@@ -174,6 +178,22 @@ def test_a_hundred_restarts_are_enough(
     monkeypatch.setattr(_locks, "current_status", current_status)
     with source_tree_lock(tree, timeout=0):
         pass
+
+
+def test_a_lock_file_that_is_replaced_without_end_ends_the_wait_in_line_too(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    monkeypatch.setattr(_line, "current_status", lambda file: None)
+    with source_tree_lock(tree) as lock:
+        line = _line._Line(Place(str(lock.lock_file), is_named=False))
+        caller = _line.ThreadCaller()
+        line.callers.append(caller)
+        serving = threading.Thread(target=line.serve)
+        serving.start()
+    serving.join(LIMIT)
+    with pytest.raises(LockUnavailable, match="replaced 100 times") as caught:
+        caller.granted()
+    assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, str(lock.lock_file))
 
 
 # Locks that the system does not have, and calls that fail
@@ -392,6 +412,25 @@ def test_a_directory_that_somebody_named_has_to_work(
         assert STATES[state].advice in message
         assert "lock_dir or SOURCE_TREE_LOCK_DIR" in message
         assert is_free(tree)
+
+
+@linux_only
+@pytest.mark.parametrize("wait", WAITS)
+def test_a_directory_that_is_removed_during_a_wait_leaves_the_tree(
+    wait: str, tree: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "removed"
+    directory.mkdir()
+    environ = {"TMPDIR": str(directory)}
+    with (
+        held_elsewhere(tree, environ=environ) as holder,
+        Child(WAITER + WAITS[wait], tree, environ=environ) as waiter,
+    ):
+        wait_until_blocked(waiter.pid)
+        shutil.rmtree(directory)
+        holder.say()
+        waiter.expect("held")
+        assert not is_free(tree)
 
 
 @pytest.mark.parametrize("number", ["EBADF", "ENOSYS"])
