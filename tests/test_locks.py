@@ -368,6 +368,21 @@ TRY = """
 """
 
 
+#: Tells who holds a tree, whether somebody does, and for whom a wait was.
+LOOK = """
+    from source_tree_lock import LockTimeout, source_tree_lock
+    waits, timeout = [], 0.05
+    while not waits:  # on a loaded machine, the first attempt alone takes longer
+        lock = source_tree_lock(sys.argv[1], timeout=timeout, on_wait=waits.append)
+        timeout *= 2
+        try:
+            lock.__enter__()
+        except LockTimeout as error:
+            in_error = error.holder.pid
+    tell(lock.holder().pid, lock.is_held(), waits[0].holder.pid, in_error)
+"""
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_where_nobody_can_have_the_lock_file_the_tree_alone_serves(
     state: str, tree: Path, tmp_path: Path
@@ -385,6 +400,8 @@ def test_where_nobody_can_have_the_lock_file_the_tree_alone_serves(
             other.expect("False")
         with Child(TRY, tree) as other:  # it has a lock file
             other.expect("False")
+        with Child(LOOK, tree, environ=environ, prefix=prefix) as other:
+            other.expect(f"{holder.pid} True {holder.pid} {holder.pid}")
         with Child(HOLD, tree, environ=environ, prefix=prefix) as waiter:
             holder.say()
             holder.expect("True")  # in the child that was handed the hold

@@ -20,6 +20,7 @@ from support import (
     HOLD,
     LIMIT,
     PRELUDE,
+    WITHOUT_ROOTS_RIGHTS,
     Child,
     held_elsewhere,
     is_free,
@@ -229,6 +230,27 @@ def test_a_posix_lock_on_the_lock_file_is_not_taken_for_a_hold(tree: Path) -> No
         assert source_tree_lock(tree).holder() is None
         with source_tree_lock(tree, timeout=0):
             pass
+
+
+@linux_only
+def test_who_may_not_see_the_lock_file_is_told_of_the_tree_and_that_it_cannot_tell(
+    tree: Path, temp_dir: Path
+) -> None:
+    script = """
+        from source_tree_lock import LockUnavailable, source_tree_lock
+        lock = source_tree_lock(sys.argv[1])
+        try:
+            lock.is_held()
+        except LockUnavailable as error:
+            tell(lock.holder().pid, error.errno, error.filename == str(lock.lock_file))
+    """
+    with held_elsewhere(tree) as holder:
+        temp_dir.chmod(0)
+        try:
+            with Child(script, tree, prefix=WITHOUT_ROOTS_RIGHTS) as child:
+                child.expect(f"{holder.pid} {errno.EACCES} True")
+        finally:
+            temp_dir.chmod(0o700)
 
 
 @linux_only
