@@ -89,9 +89,11 @@ def _is_blocked_by_own_thread(entry: Entry) -> bool:
 def in_the_way(entry: Entry) -> Hold | None:
     """What this process holds of the tree, or by its lock file: a digest may give two trees one."""
     hold = hold_of(_tree_of(entry).identity)
-    if hold is None:
+    file = entry.locks.file
+    if hold is None and file is not None:
         for each in all_holds():
-            if each.file is not None and each.file.path == entry.lock_file:
+            # By the inode: the path of one lock directory may be spelled in two ways.
+            if each.file is not None and each.file.identity == file.identity:
                 return each
     return hold
 

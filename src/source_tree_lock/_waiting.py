@@ -8,6 +8,7 @@ are green, they ask again and again.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from ._endless import LOOK_AFTER, Watched, refuse_endless_wait, warn_of_circle, warn_of_endless_wait
 from ._holder.look import find_holder
@@ -15,6 +16,7 @@ from ._kernel_lock import KernelLock, unavailable
 from ._line import Caller, TaskCaller, ThreadCaller
 from ._log import informs, logger
 from ._owner import are_threads_green, pause
+from ._paths.lock_file import NoPlace
 from ._system import HAS_QUEUE
 from ._wait import Wait
 from .errors import LockTimeout
@@ -178,7 +180,8 @@ class Waiting:
         while not (caller.is_told() or entry.is_over() or entry.is_of_parent()):
             yield caller, self._until_tick()
             self._tick()
-        entry.locks.file = caller.granted()
+        with suppress(NoPlace):  # the directory has gone: the next attempt may get the tree alone
+            entry.locks.file = caller.granted()
         self.caller = None
 
     def _next_nap(self) -> float:
