@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import sys
+from contextlib import suppress
 
 from .lockers import import_lockers
 
@@ -153,3 +154,49 @@ def block_signals() -> None:
     import signal
 
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def run_command(command: list[str], environ: dict[str, str], descriptors: list[int]) -> int:
+    r"""Run a command to its end, as the last thing that this process does.
+
+    As with system(3), the keys of the terminal (Ctrl-C and Ctrl-\) are for the command, which gets
+    them from the terminal too; SIGTERM and SIGHUP are passed on to it. All four stay blocked when
+    it has ended: its status is not to be lost to a signal that came too late.
+
+    Args:
+        command: a program, by path or to be found on PATH, and its arguments.
+        environ: its whole environment.
+        descriptors: what it inherits besides those that are inheritable.
+
+    Returns:
+        Its exit status; ``-n`` if signal ``n`` ended it.
+
+    Raises:
+        OSError: it cannot be run.
+    """
+    import signal
+
+    forwarded = {signal.SIGTERM, signal.SIGHUP}
+    awaited = {*forwarded, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*awaited, signal.SIGINT, signal.SIGQUIT})
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever ignores it, can wait for nobody
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, True)
+    pid = os.posix_spawnp(
+        command[0],
+        command,
+        environ,
+        setsigmask=before,
+        # Python ignores these two, and its children would inherit that.
+        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+    )
+    while True:
+        number = signal.sigwait(awaited)
+        if number in forwarded:
+            # It is there, at least as a zombie; another user's, as with sudo, gets nothing.
+            with suppress(PermissionError):
+                os.kill(pid, number)
+            continue
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)

@@ -134,3 +134,15 @@ def is_alive(pid: int) -> bool:
 
 def block_signals() -> None:
     """Nothing to do: Python runs signal handlers in the main thread."""
+
+
+def run_command(command: list[str], environ: dict[str, str], descriptors: list[int]) -> int:
+    """As in `posix`. Ctrl-C reaches the command by itself: all of a console's processes get it."""
+    import subprocess
+
+    with subprocess.Popen(command, env=environ) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                pass
