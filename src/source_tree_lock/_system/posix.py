@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import stat
@@ -12,6 +13,7 @@ from .lockers import import_lockers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from .lockers import LockingCalls
@@ -145,15 +147,25 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def block_signals() -> None:
-    """Leave the signals to other threads of the process.
+def start_thread(function: Callable[[], object]) -> None:
+    """Start a daemon thread that leaves the signals to other threads of the process.
 
-    What one of them waits for with sigwait(3), a thread that has not blocked it would take,
-    and lose it or end the process.
+    It is born with all of them blocked: a thread takes what comes before its first statement too,
+    and the thread that a Ctrl-C is to interrupt would go on to wait.
+
+    Raises:
+        RuntimeError: no thread can be started.
     """
     import signal
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        # One call of C: `threading.Thread.start` is Python code, in the midst of which a signal
+        # handler may raise, and has made half a thread and an error of another kind of that.
+        _thread.start_new_thread(function, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_command(command: list[str], environ: dict[str, str], descriptors: list[int]) -> int:
