@@ -7,31 +7,31 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 from support import (
-    HOLD,
     LIMIT,
-    PRELUDE,
+    Child,
     held_elsewhere,
     uv_build,
     wait_until,
+    wait_until_blocked,
     write_project,
 )
 
 from source_tree_lock import source_tree_lock
 from source_tree_lock._holder.processes import INITIAL_PID_NAMESPACE, pid_namespace
 
-from .driver import COMMAND, linux_only, run
+from .driver import COMMAND, SCRIPT, complaint, linux_only, python, run, started
 
 
-def test_status_of_a_free_tree_is_0(tree: Path) -> None:
-    ended = run("status", tree)
+@pytest.mark.parametrize("arguments", [["{tree}"], [], ["."]], ids=["named", "default", "dot"])
+def test_status_of_a_free_tree_is_0(arguments: list[str], tree: Path) -> None:
+    ended = run("status", *(each.format(tree=tree) for each in arguments), cwd=tree)
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert ended.stdout.decode().splitlines() == [
         f"{tree}: free",
@@ -39,30 +39,122 @@ def test_status_of_a_free_tree_is_0(tree: Path) -> None:
     ]
 
 
-def test_status_of_a_held_tree_is_1_and_says_by_whom_and_since_when(tree: Path) -> None:
-    with held_elsewhere(tree) as child:
+@linux_only
+def test_status_of_a_held_tree_is_1_and_says_all_that_a_waiter_asks(tree: Path) -> None:
+    with held_elsewhere(tree, cwd=tree) as child:
         ended = run("status", tree)
     assert (ended.returncode, ended.stderr) == (1, b"")
-    first, second = ended.stdout.decode().splitlines()
+    first, since, where, lock_file, advice = ended.stdout.decode().splitlines()
     assert re.fullmatch(rf"{tree}: held by \S+ \(pid {child.pid}\) for \d+ s", first), first
-    assert second == f"lock file: {source_tree_lock(tree).lock_file}"
+    assert re.fullmatch(r"since: \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", since), since
+    assert where == f"working directory: {tree}"
+    assert lock_file == f"lock file: {source_tree_lock(tree).lock_file}"
+    assert advice == (
+        f"To end the wait, end pid {child.pid} (kill {child.pid}), or wait until it is done."
+    )
+    assert "delete" not in ended.stdout.decode()
 
 
-def test_status_for_scripts_is_json(tree: Path) -> None:
+@linux_only
+def test_status_lists_who_waits_in_the_order_in_which_they_get_in(tree: Path) -> None:
+    """Of this command, of flock(1), of a plain entry, and of a bounded one."""
+    lock_file = source_tree_lock(tree).lock_file
+    plain = "from source_tree_lock import source_tree_lock as lock; lock(sys.argv[1]).acquire()"
+    bounded = plain.replace("acquire()", "acquire(timeout=60)")
+    commands = {
+        "source-tree-lock": [*COMMAND, "run", "--timeout", "60", str(tree), "--", "true"],
+        "flock": ["flock", str(lock_file), "true"],
+        "plain": python(plain, tree),
+        "bounded": python(bounded, tree),
+    }
+    with held_elsewhere(tree) as holder, ExitStack() as stack:
+        waiting = {}
+        for name, command in commands.items():
+            waiting[name] = stack.enter_context(
+                started(command=command, cwd=tree, stdout=PIPE, stderr=PIPE)
+            )
+            wait_until_blocked(waiting[name].pid)
+        told = run("status", tree).stdout.decode()
+        found = json.loads(run("status", "--json", tree).stdout)
+        holder.say()
+        for process in waiting.values():
+            assert process.wait(LIMIT) == 0
+    pids = [process.pid for process in waiting.values()]
+    assert [each["pid"] for each in found["waiters"]] == pids
+    assert [each["program"] for each in found["waiters"]][1] == "flock"
+    if SCRIPT.exists():
+        assert found["waiters"][0]["program"] == "source-tree-lock"
+    assert {each["working_directory"] for each in found["waiters"]} == {str(tree)}
+    _, words = told.split("waiting, in this order:\n")
+    assert [int(pid) for pid in re.findall(r"(?m)^  \S+ \(pid (\d+)\)$", words)] == pids
+
+
+@linux_only
+def test_status_lists_who_waits_for_the_tree_alone_before_all_others(tree: Path) -> None:
+    hold_tree = """
+        import fcntl, os
+        fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+        tell("held")
+        heard()
+    """
+    wait = "from source_tree_lock import source_tree_lock as lock; lock(sys.argv[1]).acquire()"
+    with Child(hold_tree, tree) as holder:
+        holder.expect("held")
+        with started(command=python(wait, tree)) as first:
+            wait_until_blocked(first.pid)  # in the tree's queue, with the lock file its own
+            with started(command=python(wait, tree)) as second:
+                wait_until_blocked(second.pid)
+                found = json.loads(run("status", "--json", tree).stdout)
+                assert found["holder"]["pid"] == holder.pid
+                assert [each["pid"] for each in found["waiters"]] == [first.pid, second.pid]
+
+
+@linux_only
+def test_status_of_a_holder_whom_nobody_can_name_says_so(tree: Path) -> None:
+    # The process that the kernel names has died, and left its lock to a child.
+    lock_file = source_tree_lock(tree).lock_file
+    lock_file.touch()
+    flock = ["flock", str(lock_file), "sh", "-c"]
+    with started(command=[*flock, "sleep 1000 & echo held"], stdout=PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert process.wait(LIMIT) == 0
+        ended = run("status", tree)
+        found = json.loads(run("status", "--json", tree).stdout)
+    assert ended.returncode == 1
+    assert f"{tree}: held by an unknown process" in ended.stdout.decode()
+    assert "ask on the other hosts" in ended.stdout.decode()
+    assert (found["held"], found["holder"]) == (True, None)
+
+
+def test_status_for_scripts_has_all_of_it(tree: Path) -> None:
     expected = {"tree": str(tree), "lock_file": str(source_tree_lock(tree).lock_file)}
     free = run("status", "--json", tree)
     assert free.returncode == 0
-    assert json.loads(free.stdout) == {**expected, "held": False, "holder": None}
+    nobody: dict[str, object] = {"held": False, "holder": None, "waiters": [], "advice": None}
+    assert json.loads(free.stdout) == {**expected, **nobody}
     before = time.time()
     with held_elsewhere(tree) as child:
         held = run("status", tree, "--json")
     assert held.returncode == 1
     found = json.loads(held.stdout)
     holder = found.pop("holder")
-    assert found == {**expected, "held": True}
-    assert set(holder) == {"pid", "program", "host", "since"}
+    assert f"end pid {child.pid}" in found.pop("advice")
+    assert found == {**expected, "held": True, "waiters": []}
+    assert set(holder) == {"pid", "program", "host", "since", "working_directory"}
     assert (holder["pid"], holder["host"]) == (child.pid, os.uname().nodename)
     assert before - 1 < holder["since"] < time.time() + 1
+    if sys.platform == "linux":
+        assert holder["working_directory"] == os.getcwd()
+
+
+def test_a_lock_directory_that_is_not_there_is_an_error_and_not_free(
+    tree: Path, tmp_path: Path
+) -> None:
+    ended = run("status", "--lock-dir", tmp_path / "missing", tree)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert complaint(ended) == f"no such lock directory: '{tmp_path}/missing'"
+    assert not (tmp_path / "missing").exists()
 
 
 def test_status_looks_where_run_locks(tree: Path, tmp_path: Path) -> None:
@@ -71,18 +163,6 @@ def test_status_looks_where_run_locks(tree: Path, tmp_path: Path) -> None:
     ended = run("run", "--lock-dir", lock_dir, tree, "--", *script)
     assert ended.returncode == 1
     assert f"lock file: {lock_dir}/uv-setuptools-" in ended.stdout.decode()
-
-
-def test_status_names_a_holder_whom_the_encoding_cannot(tree: Path, tmp_path: Path) -> None:
-    script = tmp_path / "schläfer"
-    script.write_text(PRELUDE + textwrap.dedent(HOLD))
-    with subprocess.Popen([sys.executable, script, tree], stdin=PIPE, stdout=PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        ended = run("status", tree, environ={"PYTHONIOENCODING": "ascii"})
-        holder.communicate(b"go\n", timeout=LIMIT)
-    assert (ended.returncode, ended.stderr) == (1, b"")
-    assert b"held by 'schl\\xe4fer (pid" in ended.stdout
 
 
 @linux_only

@@ -293,9 +293,7 @@ def test_quiet_says_nothing_of_a_wait_in_a_pipe(tree: Path) -> None:
 def test_warnings_of_the_library_carry_the_program_s_name_and_are_said_once(tree: Path) -> None:
     nest = """
         import subprocess
-        import source_tree_lock
-from source_tree_lock import Holder, Wait
-from source_tree_lock._command import waiting
+        from source_tree_lock import source_tree_lock
         with source_tree_lock(sys.argv[1]):
             ended = subprocess.run(sys.argv[2:], stderr=subprocess.PIPE, text=True)
         warnings = [line for line in ended.stderr.splitlines() if "SOURCE_TREE_LOCK_HELD" in line]
