@@ -61,7 +61,7 @@ def is_terminal() -> bool:
     """
     if sys.stderr is None or not sys.stderr.isatty():
         return False
-    if os.environ.get("TERM", "dumb") == "dumb":
+    if os.environ.get("TERM", "") in ("", "dumb"):
         return False
     try:
         return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
