@@ -24,20 +24,22 @@ import time
 from pathlib import Path
 
 import pyte
-from rich.console import CONSOLE_SVG_FORMAT, Console
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
 from rich.text import Text
 
 COLUMNS, ROWS = 80, 13
-#: How long the first build takes, in seconds.
-BUILD = 7
+#: How long the holder's build and the waiter's take, in seconds.
+FIRST, SECOND = 7, 1
 #: How long the last frame stays, in seconds.
 REST = 3.0
 LIMIT = 60.0
 OUT = Path(__file__).parent / "results" / "waiting.svg"
 
 MAKEFILE = f"""\
+SECONDS = {SECOND}
 wheel:
-\t@sleep {BUILD} && echo built by make
+\t@sleep $(SECONDS) && echo built by make
 """
 
 Frame = tuple[float, tuple[str, ...]]
@@ -105,7 +107,7 @@ def record(directory: Path) -> list[Frame]:
     recorder = Recorder(directory)
     recorder.until(r"\$")
     with subprocess.Popen(
-        ["source-tree-lock", "run", ".", "--", "make", "wheel"],
+        ["source-tree-lock", "run", ".", "--", "make", "wheel", f"SECONDS={FIRST}"],
         cwd=directory,
         env=recorder.environ,
         stdout=subprocess.DEVNULL,
@@ -131,8 +133,6 @@ def picture(frames: list[Frame]) -> str:
     for number, (start, lines) in enumerate(frames):
         end = frames[number + 1][0] if number + 1 < len(frames) else length
         svg = drawn(lines, f"frame{number}")
-        size = re.search(r'viewBox="([^"]*)"', svg)
-        assert size is not None
         times, values = [start / length, end / length], ["visible", "hidden"]
         if number == 0:
             times[0] = 0.0
@@ -144,7 +144,8 @@ def picture(frames: list[Frame]) -> str:
             f'repeatCount="indefinite" values="{";".join(values)}" '
             f'keyTimes="{";".join(f"{each:.4f}" for each in times)}"/>{svg}</g>'
         )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size.group(1)}">'
+    size = re.findall(r'viewBox="[^"]*"', parts[0])[0]  # the same for all of them
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
     return "\n".join([head, *parts, "</svg>\n"])
 
 
