@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -478,6 +479,7 @@ def pip_wheel(out: Path) -> list[str]:
     return [sys.executable, "-m", "pip", *options, "--wheel-dir", str(out), "."]
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_with_four_jobs_builds_one_tree_four_times(tree: Path, tmp_path: Path) -> None:
     make_project(tree, modules=12)
     out = tmp_path / "out"

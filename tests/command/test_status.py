@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -197,6 +198,7 @@ def test_status_names_a_real_uv_and_leaves_it_alone(tree: Path, tmp_path: Path) 
     sys.platform != "linux" or pid_namespace() != INITIAL_PID_NAMESPACE,
     reason="a pid namespace hides who holds a lock",
 )
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("state", ["free", "held", "never locked"])
 def test_status_takes_no_lock_and_makes_nothing(state: str, tree: Path, tmp_path: Path) -> None:
     lock = source_tree_lock(tree)

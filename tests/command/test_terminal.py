@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import sys
 from functools import partial
@@ -241,6 +242,7 @@ def test_a_terminal_that_cannot_write_over_a_line_gets_plain_ones(name: str, tre
     assert "\x1b" not in terminal.shown
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_a_job_in_the_background_does_not_write_over_what_the_user_sees(tree: Path) -> None:
     script = f"set -m; {' '.join(COMMAND)} run '{tree}' -- echo inside & read line; echo \"$line\""
     with (

@@ -194,14 +194,7 @@ def run_command(command: list[str], environ: dict[str, str], descriptors: list[i
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever ignores it, can wait for nobody
     for descriptor in descriptors:
         os.set_inheritable(descriptor, True)
-    pid = os.posix_spawnp(
-        command[0],
-        command,
-        environ,
-        setsigmask=before,
-        # Python ignores these two, and its children would inherit that.
-        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-    )
+    pid = _spawn(command, environ, before)
     while True:
         number = signal.sigwait(awaited)
         if number in forwarded:
@@ -212,3 +205,22 @@ def run_command(command: list[str], environ: dict[str, str], descriptors: list[i
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
+
+
+def _spawn(command: list[str], environ: dict[str, str], mask: set[int]) -> int:
+    import signal
+
+    if hasattr(os, "posix_spawnp"):
+        # Python ignores these two, and its children would inherit that.
+        ignored = [signal.SIGPIPE, signal.SIGXFSZ]
+        return os.posix_spawnp(command[0], command, environ, setsigmask=mask, setsigdef=ignored)
+    import subprocess  # PyPy
+
+    process = subprocess.Popen(
+        command,
+        env=environ,
+        close_fds=False,
+        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),  # noqa: PLW1509
+    )
+    process.returncode = 0  # nobody but the caller is to wait for it
+    return process.pid
