@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import time
 
@@ -10,7 +9,7 @@ from ._held import all_holds, hold_of, was_started_from
 from ._kernel_lock import forgets_in_child, guard, leads_to
 from ._log import logger
 from ._owner import are_threads_green
-from ._system import block_signals
+from ._system import start_thread
 from ._under_way import others_under_way
 
 TYPE_CHECKING = False
@@ -186,7 +185,7 @@ class Watched:
             _watched[id(self)] = (self._due, self._look)
             if not _is_watching:
                 try:
-                    _thread.start_new_thread(_watch, ())
+                    start_thread(_watch)
                     _is_watching = True
                 except RuntimeError:
                     pass  # no thread can be started: the wait is no worse for it
@@ -198,7 +197,6 @@ class Watched:
 
 def _watch() -> None:
     global _is_watching
-    block_signals()
     while True:
         with guard:
             if not _watched:
