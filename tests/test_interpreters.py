@@ -238,8 +238,6 @@ def test_interpreters_of_one_process_keep_each_other_out(tree: Path, kind: str) 
 def test_an_interpreter_that_gave_up_waiting_can_end(tree: Path, kind: str) -> None:
     # A thread that still blocks in the kernel at the end of its interpreter is a fatal error of
     # Python's up to 3.13, which ends the whole process.
-    if kind == "isolated" and sys.version_info < (3, 12):
-        pytest.skip("such an interpreter has no threads")
     script = """
         other = create(kind)
         run(other, start)
@@ -249,6 +247,29 @@ def test_an_interpreter_that_gave_up_waiting_can_end(tree: Path, kind: str) -> N
     """
     with held_elsewhere(tree):
         assert _run_interpreters(kind, script, tree) == ["the other is kept out", "it has ended"]
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_an_interpreter_that_has_waited_without_a_limit_can_end(tree: Path, kind: str) -> None:
+    # The same goes for a thread that looks after the wait.
+    script = """
+        other = create(kind)
+        run(other, start)
+        (told, tell_here), (heard, tell_other) = os.pipe(), os.pipe()
+        def hold():
+            with source_tree_lock(tree):
+                os.write(tell_here, b"held")
+                os.read(heard, 1)
+        holder = threading.Thread(target=hold)
+        holder.start()
+        os.read(told, 4)
+        waits = f"with source_tree_lock(tree, on_wait=lambda _: os.write({tell_other}, b'!')): 0"
+        run(other, waits)
+        interpreters.destroy(other)
+        tell("it has ended")
+        holder.join()
+    """
+    assert _run_interpreters(kind, script, tree) == ["it has ended"]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="Python ends no interpreter with threads")
