@@ -297,3 +297,34 @@ def test_an_interpreter_ends_after_its_threads_have_got_the_lock(tree: Path, kin
         "its thread entered",
         "it has ended, and this one enters",
     ]
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_what_an_interpreter_holds_is_released_when_it_ends(tree: Path, kind: str) -> None:
+    script = """
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Python may say that a lock was dropped
+        other = create(kind)
+        run(other, start)
+        run(other, "lock = source_tree_lock(tree); lock.acquire()")
+        tell("while it holds, this one", enters(0))
+        interpreters.destroy(other)
+        tell("after its end, this one", enters(0))
+    """
+    assert _run_interpreters(kind, script, tree) == [
+        "while it holds, this one is kept out",
+        "after its end, this one enters",
+    ]
+
+
+def test_a_dropped_lock_is_released_where_warnings_are_errors(tree: Path) -> None:
+    script = """
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        import gc
+        lock = source_tree_lock(tree)
+        lock.acquire()
+        del lock
+        gc.collect()
+        tell("the tree is", is_free(tree))
+    """
+    told = _run(["-W", "error"], _START + textwrap.dedent(script), tree, *_PATHS)
+    assert told == ["the tree is free"]
