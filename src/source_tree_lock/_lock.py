@@ -96,10 +96,13 @@ class SourceTreeLock:
     def __del__(self) -> None:
         for entry in getattr(self, "_entries", ()):
             if entry.lasts():
-                import warnings
+                try:  # the import fails while an interpreter ends, and a warning may be an error
+                    import warnings
 
-                warnings.warn(f"{self!r} was dropped", ResourceWarning, stacklevel=2, source=self)
-                entry.leave()
+                    text = f"{self!r} was dropped"
+                    warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+                finally:
+                    entry.leave()
 
     # Entering and leaving
 
