@@ -43,7 +43,7 @@ def _hooks_of(backend: Any) -> dict[str, Any]:
     return {name: getattr(backend, name) for name in HOOK_NAMES if hasattr(backend, name)}
 
 
-# In-tree backends inherit from these classes, or from the class of a hook's `__self__`. So the hooks
+# In-tree backends inherit from these classes, or from the class of a hook's `__self__`. So hooks
 # are methods here, too: what inherits them is locked.
 _Backend: Final[Any] = type(
     "_BuildMetaBackend",
