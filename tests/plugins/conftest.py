@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,18 @@ from . import frontends
 from .frontends import FRONTENDS, REQUIREMENTS, Frontend
 
 
+@pytest.fixture(autouse=True)
+def nothing_runs_on() -> Iterator[None]:
+    yield
+    frontends.end_all()
+
+
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the builds of the tests need, and a wheel of this distribution in `own`."""
     directory = tmp_path_factory.mktemp("wheels")
     try:
-        frontends.pip(frontends.sys.executable, "download", "-d", directory, "setuptools")
+        frontends.pip(sys.executable, "download", "-d", directory, "setuptools", "flit_core")
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"needs a package index: {error}")
     frontends.own_wheel(directory / "own")

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import http.server
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -31,6 +32,7 @@ FRONTENDS = tuple(REQUIREMENTS)
 #: How long a package index may take, in seconds.
 DOWNLOAD_LIMIT = 300
 Installed = dict[str, str]
+STARTED: list[subprocess.Popen[str]] = []
 
 
 def pip(python: Path | str, *arguments: object) -> None:
@@ -126,10 +128,10 @@ class Frontend:
             text += "[tool.pdm]\ndistribution = false\n"
             self._uv("venv", "-q", "--python", sys.executable, consumer / ".venv")
             into = ("--python", consumer / ".venv", "--no-index", "--find-links", self.wheels)
-            self._uv("pip", "install", "-q", *into, "setuptools")
+            self._uv("pip", "install", "-q", *into, "setuptools", "flit_core")
             action = "install --no-isolation -p".split()
         else:
-            text += f'[tool.poetry]\npackage-mode = false\n[[tool.poetry.source]]\nname = "here"\n'
+            text += '[tool.poetry]\npackage-mode = false\n[[tool.poetry.source]]\nname = "here"\n'
             text += f'url = "{self.index}"\npriority = "primary"\n'
             action = "install -n -P".split()
         (consumer / "pyproject.toml").write_text(text)
@@ -138,8 +140,8 @@ class Frontend:
     def start(
         self, tree: Path, directory: Path, *, command: list[str] | None = None, **environ: str
     ) -> subprocess.Popen[str]:
-        """Start it, in a process group of its own."""
-        return subprocess.Popen(
+        """Start it, in a process group of its own, which `end_all` ends."""
+        process = subprocess.Popen(
             command or self.command(tree, directory),
             cwd=directory,
             env={**self.environ(directory), **environ},
@@ -150,10 +152,23 @@ class Frontend:
             errors="replace",
             start_new_session=True,
         )
+        STARTED.append(process)
+        return process
 
     @staticmethod
     def _uv(*arguments: object) -> None:
         subprocess.run([sys.executable, "-m", "uv", *map(str, arguments)], check=True)
+
+
+def end_all() -> None:
+    """End what a test has started and not waited for, with all of its children."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def installed(directory: Path) -> Installed:
