@@ -78,7 +78,7 @@ def served(wheels: Path) -> Iterator[str]:
         (project / "index.html").write_text(links)
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
     handler = functools.partial(Quiet, directory=str(wheels))
@@ -138,9 +138,17 @@ class Frontend:
         return [str(self.python), "-m", self.name, *action, str(consumer)]
 
     def start(
-        self, tree: Path, directory: Path, *, command: list[str] | None = None, **environ: str
+        self,
+        tree: Path,
+        directory: Path,
+        *,
+        command: list[str] | None = None,
+        off: bool = False,
+        **environ: str,
     ) -> subprocess.Popen[str]:
-        """Start it, in a process group of its own, which `end_all` ends."""
+        """Start it, in a process group of its own, which `end_all` ends; ``off`` without lock."""
+        if off:
+            environ["SOURCE_TREE_LOCK_PLUGINS"] = "0"
         process = subprocess.Popen(
             command or self.command(tree, directory),
             cwd=directory,

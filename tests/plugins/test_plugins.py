@@ -26,7 +26,6 @@ pytestmark = [
     ),
 ]
 AT_ONCE = 5
-OFF = {"SOURCE_TREE_LOCK_PLUGINS": "0"}
 
 
 @pytest.fixture
@@ -61,9 +60,7 @@ class Tally:
     right: int = 0
 
 
-def five_at_once(
-    frontend: Frontend, directory: Path, rounds: int, *, locked: bool = True
-) -> Tally:
+def five_at_once(frontend: Frontend, directory: Path, rounds: int, *, locked: bool = True) -> Tally:
     """Five installations of one checkout at once, compared with one that had it for itself."""
     output_of(frontend.start(make_checkout(directory / "alone"), directory / "into"))
     expected = installed(directory / "into")
@@ -76,7 +73,7 @@ def five_at_once(
         commands = [frontend.command(tree, each) for each in into]
         with source_tree_lock(tree):
             processes = [
-                frontend.start(tree, each, command=command, **({} if locked else OFF))
+                frontend.start(tree, each, command=command, off=not locked)
                 for each, command in zip(into, commands, strict=True)
             ]
             if locked:
@@ -165,7 +162,7 @@ def test_the_lock_directory_of_the_environment_is_used(
 
 def test_one_variable_turns_it_off(frontend: Frontend, checkout: Path, tmp_path: Path) -> None:
     with held_elsewhere(checkout):
-        output_of(frontend.start(checkout, tmp_path / "into", **OFF))
+        output_of(frontend.start(checkout, tmp_path / "into", off=True))
     assert installed(tmp_path / "into")
 
 
@@ -217,7 +214,8 @@ def test_another_backend_waits_for_nobody(
 RECORDER = """
 import atexit, json, os, runpy, sys
 def record():
-    names = [name for name in sys.modules if name.partition(".")[0] in ("source_tree_lock", "portalocker")]
+    ours = ("source_tree_lock", "portalocker")
+    names = [name for name in sys.modules if name.partition(".")[0] in ours]
     print("MODULES", json.dumps(names))
 atexit.register(record)
 sys.argv[0] = sys.argv[1]; del sys.argv[1]
@@ -265,5 +263,5 @@ def test_where_the_name_is_gone_it_says_so_and_the_frontend_goes_on(
     name = frontend.name.removesuffix("-uv")
     command = [str(frontend.python), "-c", GONE[name] + RECORDER, *BUILDS_NOTHING[frontend.name]]
     output = output_of(frontend.start(checkout, checkout, command=command))
-    ours = r"source-tree-lock [\w.]+"
-    assert re.search(rf"^{ours} does not know {name} [\w.]+: .*not locked", output, re.M), output
+    said = rf"^source-tree-lock [\w.]+: builds are not locked, because {name} [\w.]+ has no "
+    assert re.search(said, output, re.MULTILINE), output

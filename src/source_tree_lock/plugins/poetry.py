@@ -1,62 +1,49 @@
 """Poetry: every hook that it runs is under the lock of its source tree."""
+# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUntypedBaseClass=false
 
 from __future__ import annotations
 
 from cleo.events.console_events import COMMAND
 from poetry.plugins.application_plugin import ApplicationPlugin
 
-from ._shared import is_on, listen_for_ctrl_c, say_unlocked, stop_if_interrupted
+from ._shared import replace, stop_if_interrupted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from build import ProjectBuilder
-    from cleo.events.console_command_event import ConsoleCommandEvent
-    from cleo.io.io import IO
-    from poetry.console.application import Application
-
     from .. import Wait
 
-_io: IO
+#: Where the running command writes to.
+_io: Any
 
 
 class LockBuilds(ApplicationPlugin):
-    """Locks the builds of each command that Poetry runs."""
+    """Locks what Poetry builds."""
 
-    def activate(self, application: Application) -> None:
-        """Wait until the command has imported what it needs: few commands build."""
-        if is_on() and application.event_dispatcher is not None:
-            application.event_dispatcher.add_listener(COMMAND, _lock_builds)
+    def activate(self, application: Any) -> None:
+        """Wait until the command has imported what it needs: Poetry calls this before."""
+        application.event_dispatcher.add_listener(COMMAND, _lock_builds)
 
 
-def _lock_builds(event: ConsoleCommandEvent, *_: object) -> None:
-    """Put the lock around the runner that Poetry gives to ``ProjectBuilder.from_isolated_env``."""
+def _lock_builds(event: Any, *_: object) -> None:
     global _io
     _io = event.io
-    try:
-        from build import ProjectBuilder
+    replace("poetry", "build:ProjectBuilder", "from_isolated_env", _locked)
 
-        make = ProjectBuilder.from_isolated_env.__func__
-    except (ImportError, AttributeError) as error:
-        say_unlocked("poetry", error)
-        return
-    if make.__module__ == __name__:
-        return  # this process has run a command before
 
-    def from_isolated_env(
-        cls: type[ProjectBuilder], env: Any, source_dir: Any, runner: Any = None
-    ) -> ProjectBuilder:
+def _locked(make: classmethod[Any, Any, Any]) -> classmethod[Any, Any, Any]:
+    """What makes the builders of Poetry, which gives them a runner of hooks: that is locked."""
+
+    def from_isolated_env(cls: type, env: object, source_dir: object, runner: Any = None) -> object:
         from ..adapters import locked_runner
 
-        locked = locked_runner(runner, on_wait=_tell, while_waiting=stop_if_interrupted)
-        return make(cls, env, source_dir, locked)
+        runner = locked_runner(runner, on_wait=_tell, while_waiting=stop_if_interrupted)
+        return make.__func__(cls, env, source_dir, runner)
 
-    listen_for_ctrl_c()
-    ProjectBuilder.from_isolated_env = classmethod(from_isolated_env)
+    return classmethod(from_isolated_env)
 
 
 def _tell(wait: Wait) -> None:
-    from cleo.formatters.formatter import Formatter
-
-    _io.write_error_line(f"<warning>{Formatter.escape(str(wait))}</>")
+    sentence = str(wait).replace("<", r"\<")  # no markup
+    _io.write_error_line(f"<warning>{sentence}</>")
