@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from . import frontends
-from .frontends import FRONTENDS, REQUIREMENTS, Frontend
+from .frontends import FRONTENDS, Frontend
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the builds of the tests need, and a wheel of this distribution in `own`."""
     directory = tmp_path_factory.mktemp("wheels")
     try:
-        frontends.pip(sys.executable, "download", "-d", directory, "setuptools", "flit_core")
+        frontends.pip(sys.executable, "download", "-d", directory, *frontends.BUILD_REQUIREMENTS)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"needs a package index: {error}")
     frontends.own_wheel(directory / "own")
@@ -40,16 +40,8 @@ def index(wheels: Path) -> Iterator[str]:
 @pytest.fixture(scope="session", params=FRONTENDS)
 def frontend(request: pytest.FixtureRequest, wheels: Path, index: str) -> Frontend:
     assert request.config.cache is not None
-    name: str = request.param
+    environments = request.config.cache.mkdir("frontends")
     try:
-        python = frontends.make_environment(
-            request.config.cache.mkdir("frontends") / name, *REQUIREMENTS[name]
-        )
+        return frontends.make_frontend(request.param, environments, wheels, index)
     except (RuntimeError, subprocess.SubprocessError) as error:
-        pytest.skip(f"needs {name} from a package index: {error}")
-    own = wheels / "own"
-    frontends.pip(
-        python, "install", "--force-reinstall", "--no-deps", *own.glob("source_tree_lock-*.whl")
-    )
-    frontends.pip(python, "install", "portalocker", "typing-extensions", "tomli")
-    return Frontend(name, python, wheels, index)
+        pytest.skip(f"needs {request.param} from a package index: {error}")

@@ -29,6 +29,8 @@ REQUIREMENTS = {
     "poetry": ("poetry>=2",),
 }
 FRONTENDS = tuple(REQUIREMENTS)
+#: What builds need: pex asks for this wheel.
+BUILD_REQUIREMENTS = ("setuptools", "flit_core", "wheel==0.37.1")
 #: How long a package index may take, in seconds.
 DOWNLOAD_LIMIT = 300
 Installed = dict[str, str]
@@ -57,6 +59,13 @@ def make_environment(directory: Path, *requirements: str) -> Path:
         pip(python, "install", *requirements)
         done.touch()
     return python
+
+
+def install_this(python: Path, wheels: Path) -> None:
+    """Install this distribution, as it is now."""
+    [own] = (wheels / "own").glob("source_tree_lock-*.whl")
+    pip(python, "install", "--force-reinstall", "--no-deps", own)
+    pip(python, "install", own)  # what it depends on
 
 
 def own_wheel(directory: Path) -> Path:
@@ -143,6 +152,7 @@ class Frontend:
         directory: Path,
         *,
         command: list[str] | None = None,
+        cwd: Path | None = None,
         off: bool = False,
         **environ: str,
     ) -> subprocess.Popen[str]:
@@ -151,7 +161,7 @@ class Frontend:
             environ["SOURCE_TREE_LOCK_PLUGINS"] = "0"
         process = subprocess.Popen(
             command or self.command(tree, directory),
-            cwd=directory,
+            cwd=cwd or directory,
             env={**self.environ(directory), **environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -166,6 +176,13 @@ class Frontend:
     @staticmethod
     def _uv(*arguments: object) -> None:
         subprocess.run([sys.executable, "-m", "uv", *map(str, arguments)], check=True)
+
+
+def make_frontend(name: str, directory: Path, wheels: Path, index: str) -> Frontend:
+    """A frontend in an environment below this directory, with this distribution as it is now."""
+    python = make_environment(directory / name, *REQUIREMENTS[name])
+    install_this(python, wheels)
+    return Frontend(name, python, wheels, index)
 
 
 def end_all() -> None:

@@ -40,8 +40,7 @@ def replace(frontend: str, owner: str, name: str, make: Callable[[Any], object])
         place: Any = importlib.import_module(module)
         if class_:
             place = getattr(place, class_)
-        names: dict[str, object] = vars(place)
-        original = names[name]  # a class method as such, not as bound to its class
+        original = place.__dict__[name]  # a class method as such, not as bound to its class
     except (ImportError, AttributeError, KeyError):
         from importlib.metadata import version
 
