@@ -35,13 +35,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the tests on a real cluster file system too: needs root, FUSE and GlusterFS",
     )
+    parser.addoption(
+        "--own-suites",
+        action="store_true",
+        help="run the frontends' own test suites too: half an hour, and a package index",
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     if os.name == "nt" and collection_path.parent == HERE:
         return None if collection_path.name in ON_WINDOWS else True
-    wanted = bool(config.getoption("--cluster"))
-    return True if collection_path.name == "cluster" and not wanted else None
+    option = {"cluster": "--cluster", "own_suites": "--own-suites"}.get(collection_path.name)
+    return True if option is not None and not config.getoption(option) else None
 
 
 @pytest.fixture

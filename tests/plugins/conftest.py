@@ -27,8 +27,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         frontends.pip(sys.executable, "download", "-d", directory, *frontends.BUILD_REQUIREMENTS)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"needs a package index: {error}")
-    frontends.own_wheel(directory / "own")
-    return directory
+    return frontends.own_wheels(directory)
 
 
 @pytest.fixture(scope="session")

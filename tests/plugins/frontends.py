@@ -13,10 +13,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from projects import make_project
 
@@ -68,11 +69,11 @@ def install_this(python: Path, wheels: Path) -> None:
     pip(python, "install", own)  # what it depends on
 
 
-def own_wheel(directory: Path) -> Path:
-    """A wheel of this distribution, entry points included."""
-    pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "-w", directory, ROOT)
-    [wheel] = directory.glob("source_tree_lock-*.whl")
-    return wheel
+def own_wheels(directory: Path) -> Path:
+    """This directory, with a wheel of this distribution in `own`."""
+    options = ("--no-deps", "--no-build-isolation", "-w", directory / "own")
+    pip(sys.executable, "wheel", *options, ROOT)
+    return directory
 
 
 @contextmanager
@@ -154,15 +155,14 @@ class Frontend:
         command: list[str] | None = None,
         cwd: Path | None = None,
         off: bool = False,
-        **environ: str,
+        environ: Mapping[str, str] = MappingProxyType({}),
     ) -> subprocess.Popen[str]:
         """Start it, in a process group of its own, which `end_all` ends; ``off`` without lock."""
-        if off:
-            environ["SOURCE_TREE_LOCK_PLUGINS"] = "0"
+        switch = {"SOURCE_TREE_LOCK_PLUGINS": "0"} if off else {}
         process = subprocess.Popen(
             command or self.command(tree, directory),
             cwd=cwd or directory,
-            env={**self.environ(directory), **environ},
+            env={**self.environ(directory), **environ, **switch},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -144,7 +144,9 @@ def test_the_timeout_of_the_environment_ends_the_wait(
     frontend: Frontend, checkout: Path, tmp_path: Path
 ) -> None:
     with held_elsewhere(checkout) as holder:
-        process = frontend.start(checkout, tmp_path / "into", SOURCE_TREE_LOCK_TIMEOUT="0.3")
+        process = frontend.start(
+            checkout, tmp_path / "into", environ={"SOURCE_TREE_LOCK_TIMEOUT": "0.3"}
+        )
         output, _ = process.communicate(timeout=LIMIT)
         assert process.returncode != 0
         assert f"(pid {holder.pid})" in output, output
@@ -155,7 +157,9 @@ def test_the_lock_directory_of_the_environment_is_used(
     frontend: Frontend, checkout: Path, tmp_path: Path, temp_dir: Path
 ) -> None:
     locks = tmp_path / "locks"
-    output_of(frontend.start(checkout, tmp_path / "into", SOURCE_TREE_LOCK_DIR=str(locks)))
+    output_of(
+        frontend.start(checkout, tmp_path / "into", environ={"SOURCE_TREE_LOCK_DIR": str(locks)})
+    )
     assert (locks / lock_file_of(checkout).name).exists()
     assert not lock_file_of(checkout).exists()
 

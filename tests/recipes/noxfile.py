@@ -1,4 +1,5 @@
 """nox: a session that installs the project under the lock. nox itself stays as it is."""
+# pyright: basic, reportMissingImports=false
 
 from __future__ import annotations
 

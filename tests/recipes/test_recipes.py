@@ -57,8 +57,7 @@ def start(
         out,
         command=command,
         cwd=tree if tree.is_dir() else out,
-        PEX_ROOT=str(out / "root"),
-        **environ,
+        environ={**environ, "PEX_ROOT": str(out / "root")},
     )
 
 
@@ -89,7 +88,7 @@ def test_it_waits_says_for_whom_and_builds(
         assert "sample/module_29.py" in installed(tmp_path / "out")
     elif name == "pex":
         command = [changed.python, tmp_path / "out" / "a.pex", "-c", "import sample.module_29"]
-        subprocess.run(command, check=True, timeout=LIMIT)
+        subprocess.run(list(map(str, command)), check=True, timeout=LIMIT)
 
 
 @pytest.mark.parametrize("name", ALL)
