@@ -53,7 +53,7 @@ SUITES = {
         ("tox_env/python/virtual_env", "tox_env/python/test_python_api.py", "execute"),
     ),
     "pdm": Suite(
-        "pdm==2.29.*",
+        "pdm==2.29.3",  # the last whose own pins can be installed
         ("pytest-httpserver", "pytest-httpx"),
         ("cli/test_build.py", "cli/test_install.py", "models/test_candidates.py", "test_plugin.py"),
         "[pytest,locked]",
