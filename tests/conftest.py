@@ -42,9 +42,19 @@ def pytest_report_header() -> list[str]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the longer version of each test")
     parser.addoption(
+        "--corpus",
+        action="store_true",
+        help="build real projects from the package index too, and kill their builds",
+    )
+    parser.addoption(
         "--cluster",
         action="store_true",
         help="run the tests on a real cluster file system too: needs root, FUSE and GlusterFS",
+    )
+    parser.addoption(
+        "--own-suites",
+        action="store_true",
+        help="run the frontends' own test suites too: half an hour, and a package index",
     )
 
 
@@ -52,8 +62,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if os.name == "nt" and HERE in collection_path.parents:
         is_wanted = any(collection_path in (path, *path.parents) for path in ON_WINDOWS)
         return None if is_wanted or collection_path.name in ("__init__.py", "conftest.py") else True
-    wanted = bool(config.getoption("--cluster"))
-    return True if collection_path.name == "cluster" and not wanted else None
+    option = {"cluster": "--cluster", "corpus": "--corpus", "own_suites": "--own-suites"}.get(collection_path.name)
+    return True if option is not None and not config.getoption(option) else None
 
 
 @pytest.fixture

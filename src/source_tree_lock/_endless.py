@@ -39,7 +39,7 @@ def refuse_endless_wait(entry: Entry) -> None:
     green = are_threads_green()  # then others go on while this one waits
     if entry.is_plain and not green and _is_blocked_by_own_thread(entry):
         raise RuntimeError(
-            f"source tree {_tree_of(entry).path!r} is already being entered by this very thread, "
+            f"source tree {_tree_of(entry).path!r} is being entered by this very thread already, "
             "in a task of its event loop or in what a signal handler has interrupted: neither could "
             "go on while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
         )
