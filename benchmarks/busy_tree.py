@@ -1,7 +1,8 @@
 """A busy tree: many processes that all want it at once, turn after turn.
 
 Each process notes when it asked, when it got in, and when it was about to leave, on the one
-monotonic clock of the system. The holds compute, as builds do.
+monotonic clock of the system. The holds compute, as builds do. Two processes inside at once
+end the benchmark with an error.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import NamedTuple
 
-from measure import interleaved, quantile, ratio
-from peers import BARE, KINDS, OURS, OURS_BOUNDED, blocking_peers
-from plots import bars, lines, number
-from progress import Progress
+from measure import interleaved, number, ratio
+from peers import BARE, COLOURS, OURS, OURS_BOUNDED, blocking_peers
+from plots import lines
 from report import Goal, Section
 
 TYPE_CHECKING = False
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
     from typing import Any
 
+    from matplotlib.figure import Figure
     from peers import Enter
-
-    _Measure = Callable[[str, "Load"], float]
 
 #: Forked, so that 64 of them start with everything imported.
 _FORK = multiprocessing.get_context("fork")
@@ -40,16 +39,6 @@ _FORK = multiprocessing.get_context("fork")
 _START, _START_EACH = 0.03, 0.004
 #: Waiters of the one long hold during which waiting itself is measured.
 _WAITERS = 8
-#: Holds shorter than this, in seconds, are of the order of what the scheduler takes.
-_SHORT = 0.001
-
-_INTRO = """\
-Processes that ask for one tree at once, and ask again as soon as they left it. "Total" is the
-time until all had all their turns, by that of bare blocking `flock` in the same round.
-"Hand-over" is the time from the moment that a holder begins to leave to the moment that a process
-which was waiting then is in. A "fair turn" is the time in which bare `flock` lets every process
-in once. "CPU" is what a waiting process burns. Two processes inside at once would end the benchmark
-with an error."""
 
 
 class Load(NamedTuple):
@@ -77,18 +66,6 @@ class Turn(NamedTuple):
     asked: float
     entered: float
     leaving: float
-
-
-def _loads(*, quick: bool) -> tuple[list[Load], list[Load]]:
-    """By number of processes, and by length of hold."""
-    busy = 0.05 if quick else 0.25  # so long all holds together, in seconds, if that is enough
-
-    def load(processes: int, hold: float) -> Load:
-        return Load(processes, hold, max(4, round(busy / processes / hold)))
-
-    counts = (2, 8) if quick else (2, 4, 8, 16, 32, 64)
-    holds = (0.0001, 0.001) if quick else (0.0001, 0.001, 0.01, 0.1)
-    return [load(count, 0.002) for count in counts], [load(4, hold) for hold in holds]
 
 
 def _contend(enter: Enter, load: Load, start: float, results: Connection) -> None:
@@ -157,12 +134,12 @@ def _wait_once(enter: Enter, start: float, results: Connection) -> None:
 
 
 def cpu_while_waiting(enter: Enter, hold: float) -> float:
-    """CPU seconds that waiters burn by second of waiting, while one process holds long."""
+    """CPU that a waiter burns while one process holds long, in % of one CPU."""
     start = time.monotonic() + _START + _START_EACH * _WAITERS
     with _held_until(start + hold, enter):
         told: list[tuple[float, float]] = _fork_all(_WAITERS, partial(_wait_once, enter, start))
     seconds_burnt, seconds_waited = map(sum, zip(*told, strict=True))
-    return seconds_burnt / seconds_waited
+    return 100 * seconds_burnt / seconds_waited
 
 
 @contextmanager
@@ -187,137 +164,90 @@ def _hold(enter: Enter, until: float, inside: Connection) -> None:
         time.sleep(max(0.0, until - time.monotonic()))
 
 
-def _warm_up(enter: Enter) -> None:
-    """Import and cache what a first entry and a first wait do, before the processes fork."""
-    with _held_until(time.monotonic() + 0.1, enter), enter():
-        pass
+def _loads(*, quick: bool) -> tuple[list[Load], list[Load]]:
+    """By number of processes, and by length of hold."""
+    busy = 0.05 if quick else 0.25  # so long all holds together, in seconds, if that is enough
+
+    def load(processes: int, hold: float) -> Load:
+        return Load(processes, hold, max(4, round(busy / processes / hold)))
+
+    counts = (2, 8) if quick else (2, 8, 16, 32, 64)
+    holds = (0.001, 0.01) if quick else (0.001, 0.01, 0.1)
+    return [load(count, 0.002) for count in counts], [load(4, hold) for hold in holds]
 
 
 def run(*, quick: bool) -> Section:
     rounds, long_hold = (1, 0.5) if quick else (3, 2.0)
     by_count, by_hold = _loads(quick=quick)
+    loads = by_count + by_hold
     with tempfile.TemporaryDirectory() as directory:
         peers = blocking_peers(Path(directory))
-        for enter in peers.values():
-            _warm_up(enter)
+        for enter in peers.values():  # import what a first entry and a first wait do
+            with _held_until(time.monotonic() + 0.1, enter), enter():
+                pass
         cases = {
             (name, load): partial(run_load, enter, load)
-            for load in by_count + by_hold
+            for load in loads
             for name, enter in peers.items()
         }
-        with Progress("busy tree", rounds * len(cases)) as progress:
-            results = Results(interleaved(cases, rounds, progress))
+        outcomes = interleaved("busy tree", cases, rounds)
         waits = {
             name: partial(cpu_while_waiting, enter, long_hold) for name, enter in peers.items()
         }
-        with Progress("waiting", rounds * len(waits)) as progress:
-            burnt = interleaved(waits, rounds, progress)
-    return _section(by_count, by_hold, results, burnt)
+        burnt = interleaved("waiting", waits, rounds)
 
-
-class Results:
-    """All outcomes, and what they come to, by peer and load."""
-
-    def __init__(self, outcomes: dict[tuple[str, Load], list[Outcome]]) -> None:
-        self._outcomes = outcomes
-
-    def total(self, name: str, load: Load) -> float:
-        """By bare ``flock``."""
-        of, bare = self._outcomes[name, load], self._outcomes[BARE, load]
+    def total(name: str, load: Load) -> float:
+        of, bare = outcomes[name, load], outcomes[BARE, load]
         return ratio([each.total for each in of], [each.total for each in bare])
 
-    def longest_wait(self, name: str, load: Load) -> float:
-        """In fair turns."""
-        of, bare = self._outcomes[name, load], self._outcomes[BARE, load]
+    def longest_wait(name: str, load: Load) -> float:
+        of, bare = outcomes[name, load], outcomes[BARE, load]
         return ratio([each.longest_wait for each in of], [each.total / load.turns for each in bare])
 
-    def hand_over(self, share: float, name: str, load: Load) -> float:
-        """In milliseconds: the value below which ``share`` of all are."""
-        of = self._outcomes[name, load]
-        return quantile([value for each in of for value in each.hand_overs], share) * 1000
+    def hand_over(percent: int, name: str, load: Load) -> float:
+        every = [value for each in outcomes[name, load] for value in each.hand_overs]
+        percentiles = quantiles([*every, *every], n=100, method="inclusive")  # of one value, too
+        return percentiles[percent - 1] * 1000
 
+    median_hand_over, slow_hand_over = partial(hand_over, 50), partial(hand_over, 99)
+    section = Section()
+    for caption, value in {
+        f"Total time, ÷ that of {BARE}:": total,
+        "Longest wait, in fair turns:": longest_wait,
+        "Hand-over, median, in ms:": median_hand_over,
+        "Hand-over, 99th percentile, in ms:": slow_hand_over,
+    }.items():
+        rows = [[name, *(number(value(name, load)) for load in loads)] for name in COLOURS]
+        section.tables.append((caption, ["", *map(str, loads)], rows))
+    percents = {name: median(burnt[name]) for name in COLOURS}
+    caption = f"CPU that each of {_WAITERS} waiting processes burns, in % of one CPU:"
+    rows = [[name, number(percents[name])] for name in COLOURS]
+    section.tables.append((caption, ["", "%"], rows))
 
-def _section(
-    by_count: list[Load], by_hold: list[Load], results: Results, burnt: dict[str, list[float]]
-) -> Section:
-    section = Section("busy-tree", "A busy tree: many processes that want it at once", _INTRO)
-    measures: dict[str, _Measure] = {
-        "Total time, by bare `flock`:": results.total,
-        "Longest wait, in fair turns:": results.longest_wait,
-        "Hand-over, median, in ms:": partial(results.hand_over, 0.5),
-        "Hand-over, 99th percentile, in ms:": partial(results.hand_over, 0.99),
-    }
-    loads = by_count + by_hold
-    columns = ["", *map(str, loads)]
-    for caption, value in measures.items():
-        rows = [[name, *(number(value(name, load)) for load in loads)] for name in KINDS]
-        section.tables.append((caption, columns, rows))
-    percents = {name: median(each) * 100 for name, each in burnt.items()}
-    section.tables.append(
-        (
-            f"CPU that each of {_WAITERS} waiting processes burns, in % of one CPU:",
-            ["", "%"],
-            [[name, number(percents[name])] for name in KINDS],
+    def picture(what: str, axis: str, value: Callable[[str, Load], float], goal: float | None = None) -> Figure:
+        processes = [{load.processes: value(name, load) for load in by_count} for name in COLOURS]
+        return lines(
+            f"A busy tree: {what} (holds of 2 ms)",
+            ("processes that want it", axis),
+            dict(zip(COLOURS, processes, strict=True)),
+            list(COLOURS.values()),
+            goal=goal,
         )
-    )
-    counts = [str(load.processes) for load in by_count]
-    section.plots = {
-        "busy-total.svg": lines(
-            "A busy tree: total time, by bare flock (holds of 2 ms)",
-            "processes",
-            counts,
-            [
-                (kind, [results.total(name, load) for load in by_count])
-                for name, kind in KINDS.items()
-            ],
-        ),
-        "busy-longest-wait.svg": lines(
-            "A busy tree: longest wait, in fair turns (holds of 2 ms)",
-            "processes",
-            counts,
-            [
-                (kind, [results.longest_wait(name, load) for load in by_count])
-                for name, kind in KINDS.items()
-            ],
-            goal=4,
-        ),
-        "busy-hand-over.svg": lines(
-            f"A busy tree: median hand-over, in ms ({by_hold[0].processes} processes)",
-            "hold, in ms",
-            [number(load.hold * 1000) for load in by_hold],
-            [
-                (kind, [results.hand_over(0.5, name, load) for load in by_hold])
-                for name, kind in KINDS.items()
-            ],
-            goal=0.5,
-        ),
-        "busy-cpu.svg": bars(
-            "A busy tree: what a waiting process burns, in % of one CPU",
-            "%",
-            [(kind, percents[name]) for name, kind in KINDS.items()],
-        ),
+
+    section.figures = {
+        "busy-total.svg": picture("total time", f"total time, ÷ that of {BARE}", total),
+        "busy-longest-wait.svg": picture("longest wait", "fair turns", longest_wait, 4),
+        "busy-hand-over.svg": picture("hand-over", "median hand-over, ms", median_hand_over, 1),
     }
-    section.goals += _goals(results, loads, percents)
+    for name in (OURS, OURS_BOUNDED):
+        for what, value, limit, unit, reason in (
+            ("median hand-over", median_hand_over, 1, "ms", "a build takes 400 times as long"),
+            ("longest wait", longest_wait, 4, "fair turns", "nobody's build starves"),
+        ):
+            worst = max(loads, key=partial(value, name))
+            words = f"busy tree, {name}: {what} (worst: {worst})"
+            section.goals.append(Goal(words, value(name, worst), limit, reason, unit))
+        words = f"busy tree, {name}: CPU of a wait"
+        reason = "a thousand waiting builds take one CPU"
+        section.goals.append(Goal(words, percents[name], 0.1, reason, "%"))
     return section
-
-
-def _goals(results: Results, loads: list[Load], percents: dict[str, float]) -> list[Goal]:
-    """Each in the worst load: of those as short as the lock's own cost, and of the others."""
-    goals = []
-    kinds = {
-        "shortest holds": [load for load in loads if load.hold < _SHORT],
-        "all other holds": [load for load in loads if load.hold >= _SHORT],
-    }
-    for name, limit in ((OURS, 1.10), (OURS_BOUNDED, 1.25)):
-        measures: list[tuple[str, _Measure, float, str]] = [
-            ("total, by bare `flock`", results.total, limit, ""),
-            ("median hand-over", partial(results.hand_over, 0.5), 0.5, "ms"),
-            ("longest wait", results.longest_wait, 4.0, "fair turns"),
-        ]
-        for what, value, most, unit in measures:
-            for kind, some in kinds.items():
-                worst = max(some, key=partial(value, name))
-                words = f"busy tree, {name}: {what}, {kind} (worst: {worst})"
-                goals.append(Goal(words, value(name, worst), most, unit))
-        goals.append(Goal(f"busy tree, {name}: CPU burnt while waiting", percents[name], 0.1, "%"))
-    return goals

@@ -1,11 +1,12 @@
 """Many real builds of one source tree at once, without the lock and with it.
 
-    python benchmarks/concurrent_builds.py [--builds N] [--rounds R] [--svg FILE]
+    python benchmarks/concurrent_builds.py [--builds N] [--rounds R]
 
 Makes a setuptools project, builds a wheel of it alone, and then, in rounds, as many at once
 as are asked for: each by pypa/build in a process of its own, in one and the same source tree.
 A build fails, or it says that it succeeded; then its wheel is right only if it has the
 content of the one that was built alone. Exit status: 0 if with the lock every wheel is right.
+It needs no more than the extra `test`; `speed.py concurrent_builds` draws the picture.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
-import plots
-from progress import Progress
+from measure import progress
 from sample import Content, make_tree, wheel_content
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from report import Section
 
 #: Longer than any round takes, in seconds: only a deadlock lasts this long.
 _LIMIT = 1800
@@ -50,6 +55,13 @@ class Tally:
         else:
             self.right += 1
 
+    def row(self) -> list[str]:
+        counts = map(str, (self.failed, self.wrong, self.right))
+        return [self.label, *counts, f"{self.seconds:.1f} s"]
+
+
+COLUMNS = ["", "failed", "wrong wheel", "right", "wall time"]
+
 
 def start_build(tree: Path, wheels: Path, temp_dir: Path, *, locked: bool) -> subprocess.Popen[str]:
     """A process that is about to build, and waits for a line to do so."""
@@ -67,121 +79,114 @@ def start_build(tree: Path, wheels: Path, temp_dir: Path, *, locked: bool) -> su
 
 
 def run_at_once(
-    trees: list[Path], wheels: list[Path], temp_dir: Path, progress: Progress, *, locked: bool
+    tree: Path, wheels: list[Path], temp_dir: Path, *, locked: bool
 ) -> tuple[list[tuple[int, str]], float]:
-    """Build each of ``trees`` at once: exit status and complaint of each, and the wall time."""
+    """A build into each of ``wheels``: exit status and complaint of each, and the wall time."""
     temp_dir.mkdir(exist_ok=True)
     processes: list[subprocess.Popen[str]] = []
     try:
-        for tree, directory in zip(trees, wheels, strict=True):
+        for directory in wheels:
             processes.append(start_build(tree, directory, temp_dir, locked=locked))
         for process in processes:
             assert process.stdout is not None
             process.stdout.readline()
         started = time.monotonic()
-        outcomes = [(0, "")] * len(processes)
         with ThreadPoolExecutor(len(processes)) as threads:
-            finished = {
-                threads.submit(process.communicate, "go\n", _LIMIT): number
-                for number, process in enumerate(processes)
-            }
-            for future in as_completed(finished):
-                number = finished[future]
-                outcomes[number] = (processes[number].returncode, future.result()[1])
-                progress.step()
-        return outcomes, time.monotonic() - started
+            told = list(threads.map(lambda each: each.communicate("go\n", _LIMIT)[1], processes))
+        seconds = time.monotonic() - started
+        return [(each.returncode, text) for each, text in zip(processes, told, strict=True)], seconds
     finally:
         for process in processes:
             process.kill()  # does nothing to one that has ended
             process.wait()
 
 
-def build_rounds(
-    work: Path, expected: Content, label: str, builds: int, rounds: int, *, locked: bool
-) -> Tally:
-    """Rounds of concurrent builds, each round in a source tree that was never built before."""
-    tally = Tally(label)
-    with Progress(label, builds * rounds) as progress:
-        for number in range(rounds):
-            here = work / f"{label.replace(' ', '-')}-{number}"
-            tree = make_tree(here / "tree")
-            wheels = [here / "wheels" / str(each) for each in range(builds)]
-            outcomes, seconds = run_at_once(
-                [tree] * builds, wheels, work / "temp", progress, locked=locked
-            )
-            tally.seconds += seconds
-            for directory, (status, complaint) in zip(wheels, outcomes, strict=True):
-                tally.count(directory, status, complaint, expected)
-    return tally
-
-
 def build_alone(work: Path) -> Content:
     """What the wheel of the project has to contain."""
     tree, wheels = make_tree(work / "alone" / "tree"), work / "alone" / "wheels"
-    with Progress("alone", 1) as progress:
-        [(status, complaint)], _ = run_at_once(
-            [tree], [wheels], work / "temp", progress, locked=False
-        )
+    [(status, complaint)], _ = run_at_once(tree, [wheels], work / "temp", locked=False)
     content = wheel_content(wheels)
     if status != 0 or content is None:
         raise SystemExit(f"the project cannot even be built alone:\n{complaint}")
     return content
 
 
-def table(tallies: list[Tally]) -> str:
-    lines = [f"{'':<18}{'failed':>8}{'wrong wheel':>14}{'right':>8}{'wall time':>13}"]
-    lines += [
-        f"{tally.label:<18}{tally.failed:>8}{tally.wrong:>14}{tally.right:>8}"
-        f"{tally.seconds:>11.1f} s"
-        for tally in tallies
-    ]
-    return "\n".join(lines)
+def build_rounds(
+    work: Path, label: str, builds: int, rounds: int, *, locked: bool, in_a_row: bool = False
+) -> Tally:
+    """Rounds of builds at once, or in a row; each round in a tree that was never built before."""
+    tally = Tally(label)
+    expected = build_alone(work / label)
+    with progress(f"{rounds} x {builds} builds {label}", rounds) as step:
+        for number in range(rounds):
+            here = work / label / str(number)
+            tree = make_tree(here / "tree")
+            wheels = [here / "wheels" / str(each) for each in range(builds)]
+            for group in [[each] for each in wheels] if in_a_row else [wheels]:
+                outcomes, seconds = run_at_once(tree, group, work / "temp", locked=locked)
+                tally.seconds += seconds
+                for directory, (status, complaint) in zip(group, outcomes, strict=True):
+                    tally.count(directory, status, complaint, expected)
+            step()
+    return tally
 
 
-def picture(tallies: list[Tally], builds: int, rounds: int) -> str:
-    return plots.stacked_bars(
-        f"{rounds} x {builds} concurrent builds of one source tree",
+def run(*, quick: bool) -> Section:
+    """The same for the README, and what as many builds in a row take."""
+    from plots import GREEN, GREY, VERMILION, bars
+    from report import Goal, Section
+
+    builds, rounds = (4, 1) if quick else (10, 3)
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        without = build_rounds(work, "without the lock", builds, rounds, locked=False)
+        with_it = build_rounds(work, "with the lock", builds, rounds, locked=True)
+        in_a_row = build_rounds(work, "in a row", builds, rounds, locked=False, in_a_row=True)
+    frontend = f"build {version('build')} with setuptools {version('setuptools')}"
+    bar = {each.label: [each.failed, each.wrong, each.right] for each in (without, with_it)}
+    picture = bars(
+        f"{rounds} times {builds} builds of one source tree at once",
+        f"builds ({frontend}: `python -m build --wheel --no-isolation`)",
+        bar,
+        {"failed": GREY, "succeeded, wrong wheel": VERMILION, "right wheel": GREEN},
+    )
+    rows = [each.row() for each in (without, with_it, in_a_row)]
+    return Section(
+        [(f"{rounds} times {builds} builds of one tree, {frontend}:", COLUMNS, rows)],
+        {"concurrent-builds.svg": picture},
         [
-            plots.Kind("failed", "bad"),
-            plots.Kind("succeeded, wrong wheel", "worse"),
-            plots.Kind("right wheel", "good"),
+            Goal(
+                "builds of one tree at once with the lock, ÷ in a row without",
+                with_it.seconds / in_a_row.seconds,
+                1.0,
+                "who starts builds at once is served no later than who starts them one by one",
+            ),
+            Goal(
+                "builds of one tree at once with the lock: failed or wrong",
+                with_it.failed + with_it.wrong,
+                0,
+                "this is what the lock is for",
+            ),
         ],
-        [(tally.label, [tally.failed, tally.wrong, tally.right]) for tally in tallies],
     )
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
-    parser.add_argument("--builds", type=int, default=10, metavar="N", help="at once (default 10)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="R", help="of each (default 3)")
-    parser.add_argument(
-        "--no-unlocked", action="store_true", help="leave out the builds without the lock"
-    )
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture here")
-    options = parser.parse_args()
-    if options.builds < 1 or options.rounds < 1:
-        parser.error("at least one build and one round")
-    return options
 
 
 def main() -> int:
-    options = parsed()
-    tallies = []
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
+    parser.add_argument("--builds", type=int, default=10, metavar="N", help="at once (default 10)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="R", help="of each (default 3)")
+    options = parser.parse_args()
+    builds, rounds = options.builds, options.rounds
+    if builds < 1 or rounds < 1:
+        parser.error("at least one build and one round")
     with tempfile.TemporaryDirectory(prefix="concurrent-builds-") as directory:
-        work = Path(directory)
-        expected = build_alone(work)
-        for label, locked in (("without the lock", False), ("with the lock", True)):
-            if locked or not options.no_unlocked:
-                tallies.append(
-                    build_rounds(
-                        work, expected, label, options.builds, options.rounds, locked=locked
-                    )
-                )
-    print(f"\n{options.rounds} x {options.builds} builds at once of one source tree\n")
-    print(table(tallies))
-    if options.svg is not None:
-        options.svg.parent.mkdir(parents=True, exist_ok=True)
-        options.svg.write_text(picture(tallies, options.builds, options.rounds), encoding="utf-8")
+        tallies = [
+            build_rounds(Path(directory), label, builds, rounds, locked=locked)
+            for label, locked in (("without the lock", False), ("with the lock", True))
+        ]
+    print(f"\n{rounds} times {builds} wheels of one source tree built at once by pypa/build:\n")
+    for first, *others in [COLUMNS, *(tally.row() for tally in tallies)]:
+        print(f"{first:<18}", *(f"{each:>11}" for each in others))
     if tallies[-1].is_perfect():
         return 0
     print("\nWith the lock, every wheel should have been right.", *tallies[-1].complaints, sep="\n")

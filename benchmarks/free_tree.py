@@ -8,50 +8,43 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 from statistics import median
 
 import fasteners  # type: ignore[import-untyped]
 import filelock
 import portalocker
-import pyperf  # type: ignore[import-untyped]
-from measure import ratio
-from peers import FASTENERS, FILELOCK, KINDS, OURS, PORTALOCKER, Flock
-from plots import Kind, bars
-from progress import Progress
+from measure import progress, ratio
+from peers import BARE, COLOURS, FASTENERS, FILELOCK, OURS, PORTALOCKER, Flock
+from plots import bars
 from report import Goal, Section
 
 from source_tree_lock import source_tree_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     #: Enters and leaves so many times, and gives the seconds that it took.
     Loop = Callable[[int], float]
+    Context = AbstractContextManager[object]
 
-ONE, TWO = "bare flock", "bare flock, two locks"
-NEW_FILELOCK, NEW_PORTALOCKER = f"{FILELOCK}(path)", f"{PORTALOCKER}(path)"
-NEW_OURS = f"{OURS}(path)"
-AGAIN = f"{OURS}, entered again"
-ASYNC_FILELOCK = "filelock.AsyncFileLock(path)"
-
-_INTRO = """\
-Microseconds to enter and leave a tree that nobody else wants: the median of rounds in processes
-of their own. `source_tree_lock` takes two kernel locks and writes a record of the holder; each
-of the others takes one kernel lock. "bare" is `open`, `flock` and `close`, and no more.
-`free-tree.json` has all values for pyperf (`python -m pyperf compare_to old.json new.json`)."""
+TWO_BARE = f"{BARE}, two locks"
+#: Six levels deep: the first time in a process, and the first time ever, when lock files are made.
+NEVER_MET, NEVER_LOCKED = "a tree never met", "a tree never locked before"
 
 
-def _with(make: Callable[[], AbstractContextManager[object]]) -> Loop:
-    def loop(count: int) -> float:
+def _with(make: Callable[[], Context]) -> Loop:
+    def loop(times: int) -> float:
         started = time.perf_counter()
-        for _ in range(count):
+        for _ in range(times):
             with make():
                 pass
         return time.perf_counter() - started
@@ -59,10 +52,31 @@ def _with(make: Callable[[], AbstractContextManager[object]]) -> Loop:
     return loop
 
 
-def _calls(function: Callable[[], object]) -> Loop:
-    def loop(count: int) -> float:
+def _with_each(
+    new: Callable[[], str], make: Callable[[str], Context], *, has_lock_file: bool
+) -> Loop:
+    def loop(times: int) -> float:
+        each = map(make, [new() for _ in range(times)])
+        if has_lock_file and os.fork() == 0:
+            for lock in each:
+                with lock:
+                    pass
+            os._exit(0)
+        elif has_lock_file:
+            os.wait()
         started = time.perf_counter()
-        for _ in range(count):
+        for lock in each:
+            with lock:
+                pass
+        return time.perf_counter() - started
+
+    return loop
+
+
+def _calls(function: Callable[[], object]) -> Loop:
+    def loop(times: int) -> float:
+        started = time.perf_counter()
+        for _ in range(times):
             function()
         return time.perf_counter() - started
 
@@ -70,83 +84,71 @@ def _calls(function: Callable[[], object]) -> Loop:
 
 
 def _async_with(make: Callable[[], AbstractAsyncContextManager[object]]) -> Loop:
-    async def run(count: int) -> float:
+    async def run(times: int) -> float:
         started = time.perf_counter()
-        for _ in range(count):
+        for _ in range(times):
             async with make():
                 pass
         return time.perf_counter() - started
 
-    return lambda count: asyncio.run(run(count))
+    return lambda times: asyncio.run(run(times))
 
 
-def _awaits(function: Callable[[], Awaitable[object]]) -> Loop:
-    async def run(count: int) -> float:
-        started = time.perf_counter()
-        for _ in range(count):
-            await function()
-        return time.perf_counter() - started
-
-    return lambda count: asyncio.run(run(count))
-
-
-def _while_held(holder: AbstractContextManager[object], loop: Loop) -> Loop:
-    def run(count: int) -> float:
+def _while_held(holder: Context, loop: Loop) -> Loop:
+    def run(times: int) -> float:
         with holder:
-            return loop(count)
+            return loop(times)
 
     return run
 
 
 def cases(directory: Path) -> dict[str, Loop]:
     """Every way in, in the order of the table."""
-    tree = directory / "tree"
+    tree, deep = directory / "tree", directory / "home/me/src/group"
     tree.mkdir()
     plain, portalocked, filelocked, fastened, asynchronous = (
         str(directory / name) for name in ("plain", "portalocker", "filelock", "fasteners", "async")
     )
     open(plain, "w").close()
-    lock = source_tree_lock(tree)
-    file_lock = filelock.FileLock(filelocked)
+    lock, file_lock = source_tree_lock(tree), filelock.FileLock(filelocked)
+    numbers = count()
+
+    def new_tree() -> str:
+        path = deep / f"project-{next(numbers)}/package"
+        path.mkdir(parents=True)
+        return str(path)
+
+    def file_lock_beside(path: str) -> Context:
+        return filelock.FileLock(f"{path}.lock")
 
     @lock
     def decorated() -> None:
         pass
 
-    @lock
-    async def decorated_async() -> None:
-        pass
-
-    @file_lock
-    def decorated_by_filelock() -> None:
-        pass
-
-    def acquire_and_release() -> None:
-        lock.acquire()
-        lock.release()
-
     return {
-        ONE: _with(lambda: Flock(plain)),
-        TWO: _with(lambda: Flock(plain, str(tree))),
-        NEW_OURS: _with(lambda: source_tree_lock(tree)),
-        NEW_PORTALOCKER: _with(lambda: portalocker.Lock(portalocked)),
-        NEW_FILELOCK: _with(lambda: filelock.FileLock(filelocked)),
-        f"{FASTENERS}.InterProcessLock(path)": _with(lambda: fasteners.InterProcessLock(fastened)),
+        BARE: _with(lambda: Flock(plain)),
+        TWO_BARE: _with(lambda: Flock(plain, str(tree))),
+        OURS: _with(lambda: source_tree_lock(tree)),
+        PORTALOCKER: _with(lambda: portalocker.Lock(portalocked)),
+        FILELOCK: _with(lambda: filelock.FileLock(filelocked)),
+        FASTENERS: _with(lambda: fasteners.InterProcessLock(fastened)),
+        **{
+            f"{name}, {what}": _with_each(new_tree, make, has_lock_file=what == NEVER_MET)
+            for what in (NEVER_MET, NEVER_LOCKED)
+            for name, make in {OURS: source_tree_lock, FILELOCK: file_lock_beside}.items()
+        },
         f"{OURS}, one object": _with(lambda: lock),
         f"{FILELOCK}, one object": _with(lambda: file_lock),
-        f"{OURS}, acquire and release": _calls(acquire_and_release),
         f"{OURS}, decorator": _calls(decorated),
-        f"{FILELOCK}, decorator": _calls(decorated_by_filelock),
-        AGAIN: _while_held(lock, _with(lambda: source_tree_lock(tree))),
+        f"{OURS}, entered again": _while_held(lock, _with(lambda: source_tree_lock(tree))),
         f"{FILELOCK}, entered again": _while_held(file_lock, _with(lambda: file_lock)),
         f"{OURS}, async with": _async_with(lambda: source_tree_lock(tree)),
-        f"{OURS}, async decorator": _awaits(decorated_async),
-        ASYNC_FILELOCK: _async_with(lambda: filelock.AsyncFileLock(asynchronous)),
+        "filelock.AsyncFileLock": _async_with(lambda: filelock.AsyncFileLock(asynchronous)),
     }
 
 
-def measure_here(loops: int, passes: int) -> dict[str, list[float]]:
-    """Seconds for each case, once a pass; the cases take turns."""
+def measure_here(loops: int, passes: int) -> dict[str, float]:
+    """Seconds for each case, the median of the passes; the cases take turns."""
     with tempfile.TemporaryDirectory() as directory:
         ways = cases(Path(directory))
         for loop in ways.values():
@@ -155,76 +157,47 @@ def measure_here(loops: int, passes: int) -> dict[str, list[float]]:
         for _ in range(passes):
             for name, loop in ways.items():
                 found[name].append(loop(loops) / loops)
-        return found
+        return {name: median(seconds) for name, seconds in found.items()}
 
 
 def run(*, quick: bool) -> Section:
     rounds, loops, passes = (3, 100, 3) if quick else (15, 300, 5)
-    values: dict[str, list[list[float]]] = {}
-    with Progress("free tree", rounds) as progress:
+    values: dict[str, list[float]] = {}
+    with progress("free tree", rounds) as step:
         for _ in range(rounds):
             command = [sys.executable, __file__, str(loops), str(passes)]
             answer = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
             for name, seconds in json.loads(answer).items():
                 values.setdefault(name, []).append(seconds)
-            progress.step()
-    section = _section({name: [median(each) for each in runs] for name, runs in values.items()})
-    section.files["free-tree.json"] = _pyperf_suite(values, loops)
-    return section
-
-
-def _pyperf_suite(values: dict[str, list[list[float]]], loops: int) -> str:
-    benchmarks = []
-    for name, runs in values.items():
-        about = {"name": name, "unit": "second", "loops": loops}
-        benchmarks.append(
-            pyperf.Benchmark(
-                [pyperf.Run(each, metadata=about, collect_metadata=False) for each in runs]
-            )
-        )
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "suite.json")
-        pyperf.BenchmarkSuite(benchmarks).dump(str(path))
-        return path.read_text(encoding="utf-8")
-
-
-def _section(values: dict[str, list[float]]) -> Section:
-    section = Section("free-tree", "A free tree: enter and leave", _INTRO)
-    peers = [TWO, NEW_PORTALOCKER, NEW_FILELOCK]
-    section.tables.append(
-        (
-            "Microseconds, and ratios in the same round:",
-            ["", "µs", *(f"by {peer}" for peer in peers)],
-            [
-                [
-                    name,
-                    f"{median(seconds) * 1e6:.1f}",
-                    *(f"{ratio(seconds, values[peer]):.2f}" for peer in peers),
-                ]
-                for name, seconds in values.items()
-            ],
-        )
+            step()
+    micros = {name: median(seconds) * 1e6 for name, seconds in values.items()}
+    peers = [TWO_BARE, PORTALOCKER, FILELOCK]
+    rows = [
+        [name, f"{micros[name]:.1f}", *(f"{ratio(seconds, values[peer]):.2f}" for peer in peers)]
+        for name, seconds in values.items()
+    ]
+    shown = {TWO_BARE: COLOURS[BARE]}
+    shown |= {name: COLOURS[name] for name in (OURS, PORTALOCKER, FILELOCK, FASTENERS)}
+    picture = bars(
+        "A free tree: enter and leave",
+        "µs (lower is better)",
+        {name: [micros[name]] for name in shown},
+        {"": ""},
+        colours=list(shown.values()),
     )
-    section.plots["free-tree.svg"] = bars(
-        "A free tree: microseconds to enter and leave",
-        "µs",
+    ours, theirs = (values[f"{name}, {NEVER_MET}"] for name in (OURS, FILELOCK))
+    return Section(
+        [("Enter and leave a free tree:", ["", "µs", *(f"÷ {peer}" for peer in peers)], rows)],
+        {"free-tree.svg": picture},
         [
-            (_kind(name), median(seconds) * 1e6)
-            for name, seconds in values.items()
-            if name != ASYNC_FILELOCK  # would make all other bars short
+            Goal(
+                f"free tree, six levels deep, never met by the process, ÷ `{FILELOCK}`",
+                ratio(ours, theirs),
+                0.30,
+                "a hook meets its tree once; two locks and a record cost less than one of the usual",
+            )
         ],
     )
-    ours = values[NEW_OURS]
-    section.goals += [
-        Goal(f"free tree, by `{NEW_FILELOCK}`", ratio(ours, values[NEW_FILELOCK]), 0.33),
-        Goal(f"free tree, by `{NEW_PORTALOCKER}`", ratio(ours, values[NEW_PORTALOCKER]), 1.0),
-    ]
-    return section
-
-
-def _kind(name: str) -> Kind:
-    style = next((kind.style for peer, kind in KINDS.items() if name.startswith(peer)), "filelock")
-    return Kind(name, style)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from measure import interleaved, ratio
-from peers import LONG, Flock
-from plots import Kind, lines, number
-from progress import Progress
+from measure import interleaved, number, ratio
+from peers import BARE, LONG, OURS, Flock
+from plots import BLUE, GREEN, GREY, ORANGE, PINK, lines
 from report import Goal, Section
 
 from source_tree_lock import LockTimeout, source_tree_lock
@@ -33,36 +32,26 @@ if TYPE_CHECKING:
 
 COUNTS = [1, 10, 100, 1000]
 
-_INTRO = """\
-Microseconds to enter and leave a free tree, by how many trees the process holds already, how many
-it has locked before, how many of its threads wait for another tree, and how many lock files are in
-the lock directory. Beside it two bare `flock`s in the same process, at the same time."""
-
 
 def _hold_more(directory: Path) -> Iterator[None]:
     while True:
-        tree = directory / f"held-{len(os.listdir(directory))}"
-        tree.mkdir()
-        source_tree_lock(tree).acquire()
+        source_tree_lock(tempfile.mkdtemp(dir=directory)).acquire()
         yield
 
 
 def _have_locked_more(directory: Path) -> Iterator[None]:
     while True:
-        tree = directory / f"locked-{len(os.listdir(directory))}"
-        tree.mkdir()
-        with source_tree_lock(tree):
-            yield
+        with source_tree_lock(tempfile.mkdtemp(dir=directory)):
+            pass
+        yield
 
 
 def _wait_more(directory: Path) -> Iterator[None]:
-    tree = directory / "busy"
-    tree.mkdir()
-    source_tree_lock(tree).acquire()
+    source_tree_lock(directory).acquire()
 
     def wait(waits: threading.Event) -> None:
         try:
-            with source_tree_lock(tree, timeout=LONG, on_wait=lambda _: waits.set()):
+            with source_tree_lock(directory, timeout=LONG, on_wait=lambda _: waits.set()):
                 pass
         except LockTimeout:
             pass
@@ -75,9 +64,10 @@ def _wait_more(directory: Path) -> Iterator[None]:
 
 
 def _leave_more_files(directory: Path) -> Iterator[None]:
-    locks = Path(os.environ["SOURCE_TREE_LOCK_DIR"])
     while True:
-        (locks / f"uv-setuptools-{len(os.listdir(locks)):016x}.lock").touch()
+        for _ in range(10):
+            handle, _ = tempfile.mkstemp(dir=directory.with_name("locks"))
+            os.close(handle)
         yield
 
 
@@ -85,7 +75,7 @@ GROWTHS: dict[str, Callable[[Path], Iterator[None]]] = {
     "trees held": _hold_more,
     "trees locked before": _have_locked_more,
     "threads that wait": _wait_more,
-    "files in the lock directory": _leave_more_files,
+    "lock files in the directory, times ten": _leave_more_files,
 }
 
 
@@ -122,67 +112,58 @@ def _grow_elsewhere(name: str, loops: int) -> list[tuple[float, float]]:
     with tempfile.TemporaryDirectory() as work:
         locks = Path(work, "locks")
         locks.mkdir()
-        answer = subprocess.run(
-            [sys.executable, __file__, name, work, str(loops)],
-            env={**os.environ, "SOURCE_TREE_LOCK_DIR": str(locks)},
-            stdout=subprocess.PIPE,
-            check=True,
-        ).stdout
+        command = [sys.executable, __file__, name, work, str(loops)]
+        environ = {**os.environ, "SOURCE_TREE_LOCK_DIR": str(locks)}
+        answer = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True).stdout
         return [(ours, bare) for ours, bare in json.loads(answer)]
 
 
 def run(*, quick: bool) -> Section:
     rounds, loops = (1, 100) if quick else (5, 300)
     cases = {name: partial(_grow_elsewhere, name, loops) for name in GROWTHS}
-    with Progress("growth", rounds * len(cases)) as progress:
-        found = interleaved(cases, rounds, progress)
-    section = Section(
-        "growth", "Growth: a free tree, with more and more of everything else", _INTRO
-    )
+    found = interleaved("growth", cases, rounds)
 
-    def cell(name: str, index: int) -> str:
-        ours, bare = zip(*(each[index] for each in found[name]), strict=True)
-        return f"{median(ours):.1f} ({median(bare):.1f})"
+    def micros(name: str, which: int) -> list[float]:
+        return [median(each[index][which] for each in found[name]) for index in range(len(COUNTS))]
 
-    section.tables.append(
-        (
-            "Microseconds (and those of two bare `flock`s):",
-            ["", *map(str, COUNTS)],
-            [[name, *(cell(name, index) for index in range(len(COUNTS)))] for name in GROWTHS],
-        )
-    )
-    section.tables.append(
-        (
-            f"The cost at {COUNTS[-1]}, by that at {COUNTS[0]}:",
-            ["", "source_tree_lock", "bare flock"],
-            [
-                [name, *(number(_growth(found[name], which)) for which in (0, 1))]
-                for name in GROWTHS
-            ],
-        )
-    )
-    section.goals += [
-        Goal(f"growth: cost at 1,000 {name}, by that at 1", _growth(found[name], 0), 1.2)
+    def growth(name: str, which: int) -> float:
+        rounds = found[name]
+        return ratio([each[-1][which] for each in rounds], [each[0][which] for each in rounds])
+
+    both = {name: zip(micros(name, 0), micros(name, 1), strict=True) for name in GROWTHS}
+    rows = [
+        [
+            name,
+            *(f"{ours:.1f} ({bare:.1f})" for ours, bare in both[name]),
+            *(number(growth(name, which)) for which in (0, 1)),
+        ]
         for name in GROWTHS
     ]
-    styles = ["ours", "bounded", "portalocker", "fasteners"]
-    section.plots["growth.svg"] = lines(
-        "Growth: microseconds to enter and leave a free tree",
-        "how many of them there are",
-        list(map(str, COUNTS)),
+    series = {name: dict(zip(COUNTS, micros(name, 0), strict=True)) for name in GROWTHS}
+    series[f"{BARE}, two locks"] = dict(zip(COUNTS, micros("trees held", 1), strict=True))
+    reason = "a process that lives long, and an old `/tmp`, stay as fast as new ones"
+    return Section(
         [
             (
-                Kind(name, style),
-                [median(each[index][0] for each in found[name]) for index in range(len(COUNTS))],
+                f"Microseconds to enter and leave (and those of two {BARE}s), and the growth:",
+                ["how many", *map(str, COUNTS), f"growth, {OURS}", f"growth, {BARE}"],
+                rows,
             )
-            for (name, style) in zip(GROWTHS, styles, strict=True)
+        ],
+        {
+            "growth.svg": lines(
+                "Growth: enter and leave a free tree",
+                ("how many of them there are", "µs"),
+                series,
+                [BLUE, GREEN, PINK, ORANGE, GREY],
+                from_zero=True,
+            )
+        },
+        [
+            Goal(f"growth, {name}: cost at 1,000 ÷ that at 1", growth(name, 0), 1.2, reason)
+            for name in GROWTHS
         ],
     )
-    return section
-
-
-def _growth(rounds: list[list[tuple[float, float]]], which: int) -> float:
-    return ratio([each[-1][which] for each in rounds], [each[0][which] for each in rounds])
 
 
 if __name__ == "__main__":

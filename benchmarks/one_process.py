@@ -11,10 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import filelock
-from measure import interleaved, ratio
+from measure import interleaved, number, ratio
 from peers import COMMAND, LONG, OURS, OURS_BOUNDED, blocking_peers
-from plots import number
-from progress import Progress
 from report import Section
 
 from source_tree_lock import source_tree_lock
@@ -28,19 +26,8 @@ if TYPE_CHECKING:
 
     AsyncEnter = Callable[[], AbstractAsyncContextManager[object]]
 
-#: How long each turn holds the tree, in seconds.
+#: How long each turn holds the tree, asleep, in seconds.
 _HOLD = 0.001
-
-IN_MEMORY = "threading.Lock"
-IN_MEMORY_ASYNC = "asyncio.Lock"
-ASYNC_FILELOCK = "filelock.AsyncFileLock"
-
-_INTRO = f"""\
-Threads, and tasks of one event loop, that ask for one tree at once, and again as soon as they left
-it; each holds it for {_HOLD * 1000:.0f} ms, asleep. The time until all had all their turns, by that
-of a lock in memory, which keeps out no other process, in the same round. "Together" means that
-the lock let several in at once: it is one of the process, and does not know of threads."""
-
 #: Stands for the seconds of a run in which several were inside at once.
 _TOGETHER = math.inf
 
@@ -88,78 +75,49 @@ def run_tasks(prepare: Callable[[], AsyncEnter], count: int, turns: int) -> floa
     return asyncio.run(contend_all())
 
 
-def _thread_peers(directory: Path) -> dict[str, Enter]:
-    lock = threading.Lock()
-    peers = blocking_peers(directory)
-    del peers[COMMAND]  # as bare flock, but for a process at each turn
-    return {IN_MEMORY: lambda: lock, **peers}
-
-
-def _task_peers(directory: Path) -> dict[str, Callable[[], AsyncEnter]]:
-    """By what is to be done within the event loop, before the tasks start."""
-    tree, path = directory / "tree", str(directory / "async")
-
-    def in_memory() -> AsyncEnter:
-        lock = asyncio.Lock()
-        return lambda: lock
-
-    return {
-        IN_MEMORY_ASYNC: in_memory,
-        OURS: lambda: lambda: source_tree_lock(tree),
-        OURS_BOUNDED: lambda: lambda: source_tree_lock(tree, timeout=LONG),
-        ASYNC_FILELOCK: lambda: lambda: filelock.AsyncFileLock(path, timeout=LONG),
-    }
+def _in_memory() -> AsyncEnter:
+    lock = asyncio.Lock()
+    return lambda: lock
 
 
 def run(*, quick: bool) -> Section:
-    rounds, all_turns = (1, 20) if quick else (5, 120)
-    thread_counts = [2, 8] if quick else [2, 8, 32]
-    task_counts = [2, 20] if quick else [2, 20, 200]
-
-    def turns(count: int) -> int:
-        return max(1, all_turns // count)
-
+    rounds, all_turns = (1, 20) if quick else (3, 120)
+    thread_counts, task_counts = ([2, 8], [2, 20]) if quick else ([2, 8, 32], [2, 20, 200])
+    lock = threading.Lock()
+    section = Section()
     with tempfile.TemporaryDirectory() as directory:
-        threads = _thread_peers(Path(directory))
-        tasks = _task_peers(Path(directory))
-        cases = {
-            (name, count): partial(run_threads, enter, count, turns(count))
-            for name, enter in threads.items()
-            for count in thread_counts
+        threads = {"threading.Lock": lambda: lock, **blocking_peers(Path(directory))}
+        del threads[COMMAND]  # as bare flock, but for a process at each turn
+        tree, path = Path(directory, "tree"), str(Path(directory, "async"))
+        tasks: dict[str, Callable[[], AsyncEnter]] = {
+            "asyncio.Lock": _in_memory,
+            OURS: lambda: lambda: source_tree_lock(tree),
+            OURS_BOUNDED: lambda: lambda: source_tree_lock(tree, timeout=LONG),
+            "filelock.AsyncFileLock": lambda: lambda: filelock.AsyncFileLock(path, timeout=LONG),
         }
-        with Progress("threads", rounds * len(cases)) as progress:
-            by_thread = interleaved(cases, rounds, progress)
-        cases = {
-            (name, count): partial(run_tasks, prepare, count, turns(count))
-            for name, prepare in tasks.items()
-            for count in task_counts
-        }
-        with Progress("tasks", rounds * len(cases)) as progress:
-            by_task = interleaved(cases, rounds, progress)
-    section = Section("one-process", "Threads and tasks of one process", _INTRO)
-    _add_table(section, by_thread, list(threads), thread_counts, "threads")
-    _add_table(section, by_task, list(tasks), task_counts, "tasks")
+        for what, contend, names, counts in (
+            ("threads", run_threads, threads, thread_counts),
+            ("tasks", run_tasks, tasks, task_counts),
+        ):
+            cases = {
+                (name, count): partial(contend, each, count, max(1, all_turns // count))
+                for name, each in names.items()
+                for count in counts
+            }
+            section.tables.append(_table(what, interleaved(what, cases, rounds), counts))
     return section
 
 
-def _add_table(
-    section: Section,
-    seconds: dict[tuple[str, int], list[float]],
-    names: list[str],
-    counts: list[int],
-    what: str,
-) -> None:
-    in_memory = names[0]
+def _table(
+    what: str, seconds: dict[tuple[str, int], list[float]], counts: list[int]
+) -> tuple[str, list[str], list[list[str]]]:
+    names = list(dict.fromkeys(name for name, _ in seconds))
 
     def cell(name: str, count: int) -> str:
         if _TOGETHER in seconds[name, count]:
             return "together"
-        return number(ratio(seconds[name, count], seconds[in_memory, count]))
+        return number(ratio(seconds[name, count], seconds[names[0], count]))
 
-    section.tables.append(
-        (
-            f"Total time, by `{in_memory}`:",
-            ["", *(f"{count} {what}" for count in counts)],
-            [[name, *(cell(name, count) for count in counts)] for name in names],
-        )
-    )
+    rows = [[name, *(cell(name, count) for count in counts)] for name in names]
+    columns = ["", *(f"{count} {what}" for count in counts)]
+    return f"Total time, ÷ that of `{names[0]}`:", columns, rows

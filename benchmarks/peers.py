@@ -9,7 +9,7 @@ import subprocess
 import fasteners  # type: ignore[import-untyped]
 import filelock
 import portalocker
-from plots import Kind
+from plots import BLUE, DARK, LIGHT, ORANGE, PINK, SKY, VERMILION
 
 from source_tree_lock import source_tree_lock
 
@@ -30,16 +30,16 @@ BARE = "bare flock"
 COMMAND = "flock(1)"
 PORTALOCKER = "portalocker.Lock"
 FILELOCK = "filelock.FileLock"
-FASTENERS = "fasteners"
+FASTENERS = "fasteners.InterProcessLock"
 
-KINDS = {
-    OURS: Kind(OURS, "ours"),
-    OURS_BOUNDED: Kind(OURS_BOUNDED, "bounded"),
-    BARE: Kind(BARE, "kernel"),
-    COMMAND: Kind(COMMAND, "command"),
-    PORTALOCKER: Kind(PORTALOCKER, "portalocker"),
-    FILELOCK: Kind(FILELOCK, "filelock"),
-    FASTENERS: Kind(FASTENERS, "fasteners"),
+COLOURS = {
+    OURS: BLUE,
+    OURS_BOUNDED: SKY,
+    BARE: DARK,
+    COMMAND: LIGHT,
+    PORTALOCKER: PINK,
+    FILELOCK: VERMILION,
+    FASTENERS: ORANGE,
 }
 
 
@@ -80,7 +80,7 @@ def blocking_peers(directory: Path) -> dict[str, Enter]:
     """The ways to wait for a lock, as each is meant to be used; a lock file of its own for each."""
     tree = directory / "tree"
     tree.mkdir(exist_ok=True)
-    paths = {name: str(directory / f"lock-{number}") for number, name in enumerate(KINDS)}
+    paths = {name: str(directory / f"lock-{index}") for index, name in enumerate(COLOURS)}
     for path in paths.values():
         open(path, "a").close()
     return {

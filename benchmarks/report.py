@@ -1,19 +1,35 @@
-"""What a benchmark found: tables, plots and goals, as text and as Markdown."""
+"""What a benchmark found, kept as JSON and pictures, and written into the README beside this file."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from plots import number
+import plots
+from measure import number
 
-_PACKAGES = (
-    "source-tree-lock portalocker filelock fasteners build pip setuptools redis pyperf"
-).split()
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).with_name("results")
+README = Path(__file__).with_name("README.md")
+_PACKAGES = "source-tree-lock portalocker filelock fasteners build pip setuptools uv".split()
+_BLOCK = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
 
 
+class MissingToolError(Exception):
+    """A benchmark needs a tool that this machine does not have."""
+
+
+@dataclass
 class Goal:
     """A number that is to be reached.
 
@@ -21,93 +37,91 @@ class Goal:
         what: the number, in words.
         measured: what it is here.
         limit: what it may be at most.
+        reason: why a user cares, in a line.
         unit: of both; empty for a ratio.
     """
 
-    def __init__(self, what: str, measured: float, limit: float, unit: str = "") -> None:
-        self.what = what
-        self.measured = measured
-        self.limit = limit
-        self.unit = f" {unit}" if unit else ""
-
-    def row(self) -> list[str]:
-        verdict = "reached" if self.measured <= self.limit else "**missed**"
-        return [
-            self.what,
-            f"{number(self.limit)}{self.unit}",
-            f"{number(self.measured)}{self.unit}",
-            verdict,
-        ]
+    what: str
+    measured: float
+    limit: float
+    reason: str
+    unit: str = ""
 
 
+@dataclass
 class Section:
     """The outcome of one benchmark.
 
     Attributes:
-        name: of its files.
-        title: its heading.
-        intro: what was measured, and how.
         tables: a caption, the names of the columns, and the rows of each.
-        plots: file name and SVG of each.
-        files: name and text of what else is to be kept.
+        figures: the picture for each file name.
         goals: what it was to reach.
     """
 
-    def __init__(self, name: str, title: str, intro: str) -> None:
-        self.name = name
-        self.title = title
-        self.intro = intro
-        self.tables: list[tuple[str, list[str], list[list[str]]]] = []
-        self.plots: dict[str, str] = {}
-        self.files: dict[str, str] = {}
-        self.goals: list[Goal] = []
+    tables: list[tuple[str, list[str], list[list[str]]]] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    goals: list[Goal] = field(default_factory=list)
 
-    def text(self) -> str:
-        """For a terminal."""
-        parts = [f"\n== {self.title}"]
-        for caption, columns, rows in self.tables:
-            parts += [f"\n{caption}", _aligned(columns, rows)]
-        return "\n".join(parts)
-
-    def markdown(self) -> str:
-        """For a page, with the plots."""
-        parts = [f"# {self.title}\n", f"{self.intro}\n", f"{machine()}\n"]
-        for caption, columns, rows in self.tables:
-            parts += [f"{caption}\n", _markdown_table(columns, rows)]
-        parts += [f"![{self.title}]({name})\n" for name in self.plots]
-        return "\n".join(parts)
-
-    def write(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
-        for name, text in {**self.plots, **self.files}.items():
-            (directory / name).write_text(text, encoding="utf-8")
+    def publish(self, name: str, results: Path) -> str:
+        """Keep it in ``results`` under this name, and give it as Markdown."""
+        results.mkdir(parents=True, exist_ok=True)
+        for file, figure in self.figures.items():
+            plots.save(figure, results / file)
+        kept = {
+            "machine": machine(),
+            "tables": self.tables,
+            "figures": list(self.figures),
+            "goals": [asdict(goal) for goal in self.goals],
+        }
+        text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
+        (results / f"{name}.json").write_text(text, encoding="utf-8")
+        return "\n".join([_tables(kept), *([_goals(kept["goals"])] if self.goals else [])])
 
 
-_GOAL_COLUMNS = ["", "at most", "measured", ""]
+def write_readme() -> None:
+    """Put what is kept in ``results`` between the markers of the README."""
+    kept = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(RESULTS.glob("*.json"))
+    }
+    blocks = {name: _tables(each) + _pictures(each) for name, each in kept.items()}
+    blocks["goals"] = _goals([goal for each in kept.values() for goal in each["goals"]])
+    machines: dict[str, list[str]] = {}
+    for name, each in kept.items():
+        machines.setdefault(each["machine"], []).append(name)
+    blocks["machine"] = "".join(f"- {each} ({', '.join(of)})\n" for each, of in machines.items())
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        content = blocks.get(name) or f"Not measured yet: `python benchmarks/speed.py {name}`\n"
+        return f"<!-- {name} -->\n\n{content}\n<!-- /{name} -->"
+
+    text = README.read_text(encoding="utf-8")
+    README.write_text(_BLOCK.sub(block, text), encoding="utf-8")
 
 
-def goals_text(sections: list[Section]) -> str:
-    return _aligned(_GOAL_COLUMNS, [goal.row() for each in sections for goal in each.goals])
+def _tables(kept: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{caption}\n\n{_table(columns, rows)}" for caption, columns, rows in kept["tables"]
+    )
 
 
-def goals_markdown(sections: list[Section]) -> str:
-    rows = [goal.row() for each in sections for goal in each.goals]
-    return f"# Goals\n\n{machine()}\n\n{_markdown_table(_GOAL_COLUMNS, rows)}"
+def _pictures(kept: dict[str, Any]) -> str:
+    return "".join(f"\n![{Path(file).stem}](results/{file})\n" for file in kept["figures"])
 
 
-def _aligned(columns: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    lines = []
-    for row in [columns, *rows]:
-        first, *others = zip(row, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+def _goals(goals: list[dict[str, Any]]) -> str:
+    rows = []
+    for goal in (Goal(**each) for each in goals):
+        unit = goal.unit and f" {goal.unit}"
+        verdict = "reached" if goal.measured <= goal.limit else "**missed**"
+        numbers = [f"{number(goal.limit)}{unit}", f"{number(goal.measured)}{unit}"]
+        rows.append([goal.what, *numbers, verdict, goal.reason])
+    return _table(["goal", "at most", "measured", "verdict", "why"], rows)
 
 
-def _markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    alignment = ["---", *["---:"] * (len(columns) - 1)]
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    alignment = ["---" if each in (columns[0], "why") else "---:" for each in columns]
     return "".join(f"| {' | '.join(row)} |\n" for row in [columns, alignment, *rows])
 
 
@@ -117,7 +131,7 @@ def machine() -> str:
     system = f"{platform.system()} {platform.release().split('-')[0]}"
     return (
         f"{_processor()}, {os.cpu_count()} logical CPUs; {system}; "
-        f"{platform.python_implementation()} {platform.python_version()}; {versions}."
+        f"{platform.python_implementation()} {platform.python_version()}; {versions}"
     )
 
 
@@ -130,8 +144,7 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

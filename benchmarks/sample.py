@@ -15,32 +15,30 @@ requires = ["setuptools"]
 build-backend = "{backend}"
 
 [project]
-name = "{name}"
+name = "sample"
 version = "1.0"
 
 [tool.setuptools.packages.find]
 where = ["src"]
 
 [tool.setuptools.package-data]
-{name} = ["data/*.txt"]
+sample = ["data/*.txt"]
 """
+
+#: What a hook's process has imported when our backend is imported: pyproject_hooks' script does.
+HOOK_IMPORTS = "import glob, importlib.machinery, json, re, shutil, traceback, setuptools.build_meta"
 
 #: What a wheel holds: the name of each file with the hash of its content.
 Content = list[tuple[str, str]]
 
 
 def make_tree(
-    directory: Path,
-    *,
-    backend: str = "setuptools.build_meta",
-    name: str = "sample",
-    modules: int = 30,
-    data: int = 10,
+    directory: Path, *, backend: str = "setuptools.build_meta", modules: int = 30, data: int = 10
 ) -> Path:
     """Make a setuptools project with so many modules and files of package data."""
-    package = directory / "src" / name
+    package = directory / "src" / "sample"
     (package / "data").mkdir(parents=True)
-    (directory / "pyproject.toml").write_text(_PYPROJECT.format(name=name, backend=backend))
+    (directory / "pyproject.toml").write_text(_PYPROJECT.format(backend=backend))
     (package / "__init__.py").write_text("")
     for number in range(modules):
         lines = (f"def function_{each}():\n    return {number * each}\n\n" for each in range(40))
