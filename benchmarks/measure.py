@@ -1,17 +1,14 @@
-"""Rounds that take the cases in turns, ratios within a round, and a bar that shows the progress."""
-
-from __future__ import annotations
+"""Rounds that take the cases in turns, processes to measure in, and a bar that shows progress."""
 
 import math
 import random
 import sys
-from contextlib import contextmanager
-from statistics import median
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from multiprocessing import get_context
 from typing import TypeVar
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Case = TypeVar("Case")
 Outcome = TypeVar("Outcome")
@@ -19,10 +16,7 @@ Outcome = TypeVar("Outcome")
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """Gives what is to be called after each of ``total`` steps.
-
-    A bar on stderr where rich is installed, else one line at the end.
-    """
+    """Gives what is to be called after each step; a line at the end where rich is missing."""
     try:
         from rich.console import Console
         from rich.progress import Progress
@@ -38,10 +32,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
 def interleaved(
     label: str, cases: Mapping[Case, Callable[[], Outcome]], rounds: int
 ) -> dict[Case, list[Outcome]]:
-    """The outcomes of each case, one a round.
-
-    Each round takes the cases in an order of its own: what disturbs a round disturbs them all.
-    """
+    """The outcomes of each case, one a round; what disturbs a round disturbs all its cases."""
     found: dict[Case, list[Outcome]] = {case: [] for case in cases}
     with progress(label, rounds * len(cases)) as step:
         for _ in range(rounds):
@@ -51,20 +42,50 @@ def interleaved(
     return found
 
 
-def ratios(values: Sequence[float], peer: Sequence[float]) -> list[float]:
-    """A value by the peer's in the same round, for each round."""
-    return [value / other for value, other in zip(values, peer, strict=True)]
+def in_new_process(function: Callable[..., Outcome], *arguments: object) -> Outcome:
+    """Call it in a new interpreter, so that no luck of one process (hashes, addresses) stays."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
-def ratio(values: Sequence[float], peer: Sequence[float]) -> float:
-    """The median, over the rounds, of a value by the peer's in the same round."""
-    return median(ratios(values, peer))
+def in_forks(count: int, function: Callable[[int, Callable[[], object]], Outcome]) -> list[Outcome]:
+    """What it returns in each of so many forks, given its number and what waits for them all."""
+
+    def call(number: int) -> None:
+        try:
+            told.put((function(number, barrier.wait), None))
+        except BaseException as error:
+            told.put((None, error))
+
+    context = get_context("fork")  # they start with everything imported
+    barrier, told = context.Barrier(count), context.SimpleQueue()
+    forks = [context.Process(target=call, args=(number,), daemon=True) for number in range(count)]
+    for fork in forks:
+        fork.start()
+    outcomes = []
+    try:
+        for _ in forks:
+            outcome, error = told.get()
+            if error is not None:
+                raise error
+            outcomes.append(outcome)
+    finally:
+        for fork in forks:
+            fork.kill()
+            fork.join()
+    return outcomes
+
+
+def micros(make: Callable[[], AbstractContextManager[object]], times: int) -> float:
+    """Microseconds to make, enter and leave what it makes."""
+    started = time.perf_counter()
+    for _ in range(times):
+        with make():
+            pass
+    return (time.perf_counter() - started) / times * 1e6
 
 
 def number(value: float) -> str:
     """Three significant digits, never with an exponent."""
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{digits}f}"
+    text = f"{value:.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,123 +1,78 @@
-"""What a benchmark found, kept as JSON and pictures, and written into the README beside this file."""
-
-from __future__ import annotations
+"""What a benchmark found, kept as JSON and SVG, and written into the README beside this file."""
 
 import json
 import os
 import platform
 import re
-from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import plots
+from matplotlib.figure import Figure
 from measure import number
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
-    from matplotlib.figure import Figure
-
 RESULTS = Path(__file__).with_name("results")
-README = Path(__file__).with_name("README.md")
+_README = Path(__file__).with_name("README.md")
 _PACKAGES = "source-tree-lock portalocker filelock fasteners build pip setuptools uv".split()
-_BLOCK = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
 
 
-class MissingToolError(Exception):
-    """A benchmark needs a tool that this machine does not have."""
-
-
-@dataclass
-class Goal:
-    """A number that is to be reached.
-
-    Attributes:
-        what: the number, in words.
-        measured: what it is here.
-        limit: what it may be at most.
-        reason: why a user cares, in a line.
-        unit: of both; empty for a ratio.
-    """
-
-    what: str
-    measured: float
-    limit: float
-    reason: str
-    unit: str = ""
-
-
-@dataclass
 class Section:
-    """The outcome of one benchmark.
+    """The outcome of one benchmark."""
 
-    Attributes:
-        tables: a caption, the names of the columns, and the rows of each.
-        figures: the picture for each file name.
-        goals: what it was to reach.
-    """
+    def __init__(self) -> None:
+        self._tables: list[Any] = []
+        self._goals: list[list[str]] = []
+        self._figures: dict[str, Figure] = {}
 
-    tables: list[tuple[str, list[str], list[list[str]]]] = field(default_factory=list)
-    figures: dict[str, Figure] = field(default_factory=dict)
-    goals: list[Goal] = field(default_factory=list)
+    def table(self, caption: str, columns: list[str], rows: list[list[str]]) -> None:
+        self._tables.append([caption, columns, rows])
+
+    def picture(self, file: str, figure: Figure) -> None:
+        self._figures[file] = figure
+
+    def goal(self, what: str, measured: float, limit: float, reason: str, unit: str = "") -> None:
+        """``measured`` is to be at most ``limit``, for a reason that a user feels, in a line."""
+        numbers = (f"{number(each)} {unit}".strip() for each in (limit, measured))
+        verdict = "reached" if measured <= limit else "**missed**"
+        self._goals.append([what, *numbers, verdict, reason])
 
     def publish(self, name: str, results: Path) -> str:
         """Keep it in ``results`` under this name, and give it as Markdown."""
-        results.mkdir(parents=True, exist_ok=True)
-        for file, figure in self.figures.items():
+        for file, figure in self._figures.items():
             plots.save(figure, results / file)
-        kept = {
-            "machine": machine(),
-            "tables": self.tables,
-            "figures": list(self.figures),
-            "goals": [asdict(goal) for goal in self.goals],
-        }
-        text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
-        (results / f"{name}.json").write_text(text, encoding="utf-8")
-        return "\n".join([_tables(kept), *([_goals(kept["goals"])] if self.goals else [])])
+        kept = {"machine": _machine(), "tables": self._tables, "goals": self._goals}
+        text = json.dumps({**kept, "pictures": list(self._figures)}, indent=1, ensure_ascii=False)
+        (results / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        return f"{_tables(kept)}\n{_goals(self._goals) if self._goals else ''}"
 
 
 def write_readme() -> None:
-    """Put what is kept in ``results`` between the markers of the README."""
-    kept = {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(RESULTS.glob("*.json"))
-    }
+    """Put what is kept in the results between the markers of the README."""
+    kept = {each.stem: json.loads(each.read_text("utf-8")) for each in RESULTS.glob("*.json")}
     blocks = {name: _tables(each) + _pictures(each) for name, each in kept.items()}
-    blocks["goals"] = _goals([goal for each in kept.values() for goal in each["goals"]])
-    machines: dict[str, list[str]] = {}
-    for name, each in kept.items():
-        machines.setdefault(each["machine"], []).append(name)
-    blocks["machine"] = "".join(f"- {each} ({', '.join(of)})\n" for each, of in machines.items())
+    blocks["goals"] = _goals([goal for _, each in sorted(kept.items()) for goal in each["goals"]])
+    blocks["machine"] = "\n".join(sorted({f"{each['machine']}." for each in kept.values()})) + "\n"
 
     def block(found: re.Match[str]) -> str:
-        name = found[1]
-        content = blocks.get(name) or f"Not measured yet: `python benchmarks/speed.py {name}`\n"
-        return f"<!-- {name} -->\n\n{content}\n<!-- /{name} -->"
+        content = blocks.get(found[1], "Not measured yet.\n")
+        return f"<!-- {found[1]} -->\n\n{content}\n{found[2]}"
 
-    text = README.read_text(encoding="utf-8")
-    README.write_text(_BLOCK.sub(block, text), encoding="utf-8")
+    text = _README.read_text("utf-8")
+    text = re.sub(r"<!-- (\w+) -->\n.*?(<!-- /\1 -->)", block, text, flags=re.DOTALL)
+    _README.write_text(text, encoding="utf-8")
 
 
 def _tables(kept: dict[str, Any]) -> str:
-    return "\n".join(
-        f"{caption}\n\n{_table(columns, rows)}" for caption, columns, rows in kept["tables"]
-    )
+    return "\n".join(f"{caption}\n\n{_table(*table)}" for caption, *table in kept["tables"])
 
 
 def _pictures(kept: dict[str, Any]) -> str:
-    return "".join(f"\n![{Path(file).stem}](results/{file})\n" for file in kept["figures"])
+    return "".join(f"\n![{Path(each).stem}](results/{each})\n" for each in kept["pictures"])
 
 
-def _goals(goals: list[dict[str, Any]]) -> str:
-    rows = []
-    for goal in (Goal(**each) for each in goals):
-        unit = goal.unit and f" {goal.unit}"
-        verdict = "reached" if goal.measured <= goal.limit else "**missed**"
-        numbers = [f"{number(goal.limit)}{unit}", f"{number(goal.measured)}{unit}"]
-        rows.append([goal.what, *numbers, verdict, goal.reason])
-    return _table(["goal", "at most", "measured", "verdict", "why"], rows)
+def _goals(goals: list[list[str]]) -> str:
+    return _table(["goal", "at most", "measured", "verdict", "why"], goals)
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> str:
@@ -125,26 +80,12 @@ def _table(columns: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [columns, alignment, *rows])
 
 
-def machine() -> str:
-    """The machine, the system and the versions, in one sentence."""
-    versions = ", ".join(f"{name} {version}" for name in _PACKAGES if (version := _version(name)))
+def _machine() -> str:
+    installed = {each.name: each.version for each in metadata.distributions()}
+    versions = ", ".join(f"{name} {installed[name]}" for name in _PACKAGES if name in installed)
+    cpuinfo = Path("/proc/cpuinfo")
+    found = cpuinfo.exists() and re.search(r"model name\s*: (.*)", cpuinfo.read_text())
     system = f"{platform.system()} {platform.release().split('-')[0]}"
-    return (
-        f"{_processor()}, {os.cpu_count()} logical CPUs; {system}; "
-        f"{platform.python_implementation()} {platform.python_version()}; {versions}"
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    processor = found[1] if found else platform.machine()
+    return f"{processor}, {os.cpu_count()} logical CPUs; {system}; {python}; {versions}"
