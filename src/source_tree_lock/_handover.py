@@ -1,25 +1,36 @@
 """Holds handed from a process to the children that it starts on behalf of them.
 
-One environment variable lists them. A child that shows what stands in the lock file, or that
-inherited the descriptors of the kernel locks, enters the tree inside its ancestor's hold.
+One environment variable lists them. A child that is kept out by its own ancestor, and can tell
+that it is, enters the tree inside the ancestor's hold.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
-from ._kernel import is_ours, leads_to, try_lock_descriptor, unlock_descriptor
-from ._process import POSIX, is_uv, line_of_descent, working_directory_of
-from ._record import parse_json, read_record
-from ._who_holds import is_held, kernel_holder
+from ._holder.kernel_list import kernel_holder
+from ._holder.look import is_held
+from ._holder.processes import (
+    has_locked,
+    is_uv,
+    line_of_descent,
+    pid_namespace,
+    working_directory_of,
+)
+from ._holder.record import parse_json, read_record
+from ._kernel_lock import Identity, is_ours, leads_to
+from ._system import CAN_HAND_DOWN
+from .errors import LockUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from ._process import Identity
+    from ._held import Hold
+    from ._paths.tree import Tree
 
 VARIABLE = "SOURCE_TREE_LOCK_HELD"
 
@@ -55,60 +66,64 @@ class Handover:
         self.token = token
         self.descriptors = list(descriptors)
 
-    def heirlooms(self) -> list[int]:
-        """The descriptors that a child is to inherit: those that lead where they should.
+    def inheritable_descriptors(self) -> list[int]:
+        """Descriptors that still refer to the lock file and the tree.
 
         Raises:
             OSError, ValueError, OverflowError: what the environment says makes no sense.
         """
-        if not POSIX:
-            return []
-        lock_file = leads_to(self.lock_file, os.lstat)
-        identities = [(lock_file.st_dev, lock_file.st_ino) if lock_file else None, self.tree]
+        identities = (_identity_at(self.lock_file), self.tree)
         return [
             descriptor
             for descriptor, identity in zip(self.descriptors, identities, strict=False)
-            if descriptor >= 0 and _identity_of(descriptor) == identity
+            if CAN_HAND_DOWN and descriptor >= 0 and _identity_of(descriptor) == identity
         ]
 
-    def is_good(self) -> bool:
-        """Whether the hold that it speaks of lasts, and may be entered."""
+    def is_believed(self, tree: Tree) -> bool:
+        """Whether the holder of ``tree``, which is locked or whose lock file is, is the writer."""
         try:
-            return self._is_inherited() or self._is_vouched_for()
+            if self._is_inherited():
+                return True
+            if tree.lock is None:
+                return self._has_lock_file()
+            named = kernel_holder(self.tree)
+            if named is not None:
+                return self._is_writer(named)
+            # Another pid namespace, an overlay, btrfs, macOS: the kernel names nobody. Only ours
+            # lock trees, and each writes its own record on the way in.
+            return is_held(tree.path, follow=True) and self._is_recorded(same_namespace=False)
         except (OSError, ValueError, OverflowError):
             return False  # a path or a number in the environment that no system has
 
     def _is_inherited(self) -> bool:
-        """Whether inherited descriptors are the hold. It is not ours, and never unlocked here."""
-        named = [descriptor for descriptor in self.descriptors if descriptor >= 0]
-        heirlooms = self.heirlooms()
-        # The last one named is the tree's, where trees can be locked: that one must be good, and is
-        # tried first, since what turns out free may have to stay locked where nobody tells who
-        # has it. The path of the lock file may lead elsewhere: then somebody deleted it.
-        return (
-            named != []
-            and named[-1] in heirlooms
-            and all(_is_locked_by_it(descriptor) for descriptor in reversed(heirlooms))
-        )
+        """Whether an inherited descriptor is the hold. It is not ours, and never unlocked here."""
+        # The last one named is the tree's, where trees can be locked: that one has to be good. The
+        # path of the lock file may lead elsewhere: then somebody deleted it.
+        named = [each for each in self.descriptors if each >= 0]
+        if not named or named[-1] not in self.inheritable_descriptors():
+            return False
+        identity = _identity_of(named[-1])
+        return identity is not None and has_locked("self", identity, named[-1]) is True
 
-    def _is_vouched_for(self) -> bool:
-        """Whether the record has the token, and the kernel names its writer as the holder."""
+    def _has_lock_file(self) -> bool:
+        """The same question where trees cannot be locked: who holds the lock file?"""
+        lock_file = _identity_at(self.lock_file)
+        named = None if lock_file is None else kernel_holder(lock_file)
+        if named is not None:
+            return self._is_writer(named) and self._is_recorded(same_namespace=True)
+        return self._is_recorded(same_namespace=True) and is_held(self.lock_file, follow=False)
+
+    def _is_writer(self, pid: int) -> bool:
+        return pid == self.pid and pid_namespace() == self.pid_namespace
+
+    def _is_recorded(self, *, same_namespace: bool) -> bool:
+        """Whether the record is the writer's, of this kernel, or even this pid namespace."""
         record = read_record(self.lock_file)
-        lock_file = leads_to(self.lock_file, os.lstat)
-        if record is None or lock_file is None or record.token != self.token:
+        if record is None or record.token != self.token:
             return False
-        pid = kernel_holder((lock_file.st_dev, lock_file.st_ino))
-        # The writer may live and have lost the lock, by becoming another program with exec(3).
-        if pid != self.pid and (
-            pid is not None
-            or not record.is_from_here()
-            or record.is_stale()
-            or not is_held(self.lock_file, follow=False)
-        ):
-            return False
-        # Between the two looks, it may have let go and locked it anew.
-        record = read_record(self.lock_file)
-        return record is not None and record.token == self.token
+        if same_namespace:
+            return record.is_from_here() and not record.is_stale()
+        return record.is_from_this_kernel
 
 
 def _identity_of(descriptor: int) -> Identity | None:
@@ -119,15 +134,12 @@ def _identity_of(descriptor: int) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
-def _is_locked_by_it(descriptor: int) -> bool:
-    """Whether an inherited descriptor has the lock: to lock what is locked changes nothing."""
-    if not try_lock_descriptor(descriptor):
-        return False
-    if kernel_holder(_identity_of(descriptor) or (0, 0)) != os.getpid():
-        return True
-    # It was free: the hold is over, and nobody would ever unlock what was taken just now.
-    unlock_descriptor(descriptor)
-    return False
+def _identity_at(path: str) -> Identity | None:
+    status = leads_to(path, os.lstat)
+    return None if status is None else (status.st_dev, status.st_ino)
+
+
+# In the child
 
 
 def handed_down() -> list[Handover]:
@@ -143,6 +155,8 @@ def handed_down() -> list[Handover]:
     for entry in entries if isinstance(entries, list) else ():
         with suppress(KeyError, TypeError, ValueError, OverflowError):
             device, inode = map(int, entry["tree"])
+            # A number that was not inherited after all may be one of ours by now.
+            numbers = [-1 if is_ours(each) else each for each in map(int, entry["descriptors"])]
             found.append(
                 Handover(
                     (device, inode),
@@ -150,20 +164,81 @@ def handed_down() -> list[Handover]:
                     int(entry["pid"]),
                     int(entry["pid_namespace"]),
                     str(entry["token"]),
-                    # A number that was not inherited after all may be one of ours by now, and to
-                    # try that one would unlock our own hold.
-                    [
-                        -1 if is_ours(number) else number
-                        for number in map(int, entry["descriptors"])
-                    ],
+                    numbers,
                 )
             )
     return found
 
 
-def good_handover(tree: Identity) -> Handover | None:
+def believed_handover(tree: Tree) -> Handover | None:
     """A hold of ``tree`` that was handed to this process and lasts."""
-    return next((each for each in handed_down() if each.tree == tree and each.is_good()), None)
+    for each in handed_down():
+        if each.tree == tree.identity and each.is_believed(tree):
+            return each
+    return None
+
+
+def is_held_for_us(holder: int | None, tree: Identity) -> bool:
+    """Whether a holder runs this process, or an ancestor of it, in ``tree``, as for a hook."""
+    line = line_of_descent()
+    if holder is None or holder not in line[1:]:
+        return False
+    return working_directory_of(line[line.index(holder) - 1]) == tree
+
+
+def uv_holds_for_us(holder: int | None, tree: Identity) -> bool:
+    """Whether a uv that holds the lock file runs this process to build ``tree``.
+
+    uv hands nothing over, but it locks the tree on behalf of the hook that it starts in it.
+    """
+    return holder is not None and is_uv(holder) and is_held_for_us(holder, tree)
+
+
+def uv_still_holds_for_us(lock_file: str, tree: Identity) -> bool:
+    """The same, asked anew: uv may have died meanwhile."""
+    identity = _identity_at(lock_file)
+    return identity is not None and uv_holds_for_us(kernel_holder(identity), tree)
+
+
+def hooks_handover(holder: int | None, tree: Identity, lock_file: str) -> Handover | None:
+    """A hold of an ancestor that holds ``tree`` on behalf of the hooks that it runs.
+
+    It has no way to hand its hold over; its record says so.
+    """
+    if not is_held_for_us(holder, tree):
+        return None
+    record = read_record(lock_file)
+    if record is None or not record.is_for_hooks or record.holder.pid != holder:
+        return None
+    return Handover(tree, lock_file, record.holder.pid, pid_namespace(), record.token)
+
+
+# In the parent
+
+
+def handover_of(hold: Hold, *, with_descriptors: bool) -> Handover:
+    """What hands a hold to a child, with or without the descriptors of its locks.
+
+    Raises:
+        LockUnavailable: a child could believe nothing of it.
+    """
+    if hold.handover is not None:
+        return hold.handover
+    descriptors: list[int] = []
+    if with_descriptors and CAN_HAND_DOWN:
+        locks = (hold.file, hold.tree.lock)
+        descriptors = [-1 if lock is None else lock.fileno() for lock in locks]
+    elif not hold.token and kernel_holder(hold.tree.identity) != os.getpid():
+        why = hold.unwritten or "there is none of ours"
+        raise LockUnavailable(
+            (hold.unwritten and hold.unwritten.errno) or errno.EROFS,
+            f"the hold cannot be handed over, because nothing can be written into the lock file "
+            f"({why}); give the lock file mode 0666, or name another directory with lock_dir",
+            hold.lock_file,
+        )
+    return Handover(
+        hold.tree.identity, hold.lock_file, os.getpid(), pid_namespace(), hold.token, descriptors
+    )
 
 
 def hand_over(handovers: Iterable[Handover]) -> tuple[dict[str, str], list[int]]:
@@ -172,24 +247,12 @@ def hand_over(handovers: Iterable[Handover]) -> tuple[dict[str, str], list[int]]
     It is what to add to a child's environment, and the descriptors that it is to inherit if
     it is to have any.
     """
-    import json  # as `prepare_records` has done
+    import json  # as for a record
 
     all_of_them = {each.tree: each for each in (*handed_down(), *handovers)}.values()
     entries = [{name: getattr(each, name) for name in Handover.__slots__} for each in all_of_them]
     descriptors: list[int] = []
     for each in all_of_them:
         with suppress(OSError, ValueError, OverflowError):
-            descriptors += each.heirlooms()
+            descriptors += each.inheritable_descriptors()
     return {VARIABLE: json.dumps(entries)}, descriptors
-
-
-def uv_holds_for_us(holder: int | None, tree: Identity) -> bool:
-    """Whether a uv that holds the lock file runs this process to build ``tree``.
-
-    uv hands nothing over, but it locks the tree on behalf of the hook that it starts in it.
-    """
-    line = line_of_descent()
-    if holder is None or holder not in line[1:]:
-        return False
-    child = line[line.index(holder) - 1]
-    return is_uv(holder) and working_directory_of(child) == tree

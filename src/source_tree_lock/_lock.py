@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import threading
-from contextlib import suppress
+from _collections_abc import Callable  # collections.abc, without the package around it
 
-from ._digest import cache_digest
-from ._entry import Entry
-from ._handover import hand_over
-from ._hold import Hold, holds
-from ._owner import current_owner, in_asyncio
-from ._process import POSIX
-from ._tree import Tree, lock_file_of, open_tree
-from ._who_holds import find_holder, is_held
+from ._entry import Entry, Request
+from ._held import Hold, all_holds, hold_of
+from ._holder.holder import Holder
+from ._owner import Owner, in_asyncio
+from ._paths.digest import cache_digest
+from ._paths.lock_file import Digest, place_of
+from ._paths.tree import AnyPath, Tree, open_tree
+from ._wait import Wait
 from .errors import LockUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
     from pathlib import Path
     from types import TracebackType
     from typing import Any, Final, ParamSpec, TypedDict, TypeVar
 
     from typing_extensions import Self
-
-    from ._holder import Holder
-    from ._tree import AnyPath, Digest
 
     P = ParamSpec("P")
     R = TypeVar("R")
@@ -38,10 +32,13 @@ if TYPE_CHECKING:
         timeout: float | FromEnvironment | None
         digest: Digest
         lock_dir: AnyPath | None
-        on_wait: Callable[[Holder | None], object] | None
+        on_wait: Callable[[Wait], object] | None
+        while_waiting: Callable[[Wait], object] | None
 
 
 TIMEOUT_VARIABLE: Final = "SOURCE_TREE_LOCK_TIMEOUT"
+#: The longest wait that a lock of Python can do, in seconds: ``threading.TIMEOUT_MAX``.
+_LONGEST: Final = 9223372036.0
 
 
 class FromEnvironment:
@@ -60,7 +57,8 @@ def source_tree_lock(
     timeout: float | FromEnvironment | None = FROM_ENVIRONMENT,
     digest: Digest = cache_digest,
     lock_dir: AnyPath | None = None,
-    on_wait: Callable[[Holder | None], object] | None = None,
+    on_wait: Callable[[Wait], object] | None = None,
+    while_waiting: Callable[[Wait], object] | None = None,
 ) -> SourceTreeLock:
     """The lock that lets one process at a time run setuptools in a source tree.
 
@@ -76,14 +74,32 @@ def source_tree_lock(
             The default is uv's; with another, uv is not kept out by the lock file.
         lock_dir: where the lock file is; made when missing. The default is
             ``SOURCE_TREE_LOCK_DIR`` in the environment, else the directory that uv uses.
-        on_wait: called once for each wait, with the `Holder`, or ``None`` where it is unknown.
+        on_wait: called once, with a `Wait`, when the tree turns out to be taken.
+        while_waiting: called with a `Wait` about four times a second during the wait, in the
+            thread or task that waits. What it raises ends the wait, with nothing held.
 
     Raises:
         TypeError, ValueError: an argument makes no sense.
     """
+    if callable(path):
+        from ._decorator import refuse_bare_decorator
+
+        refuse_bare_decorator(path)
+    elif not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"path must be a path or a callable, not {path!r}")
     if not isinstance(timeout, FromEnvironment):
         _check_timeout(timeout, "timeout")
-    return SourceTreeLock(path, timeout, digest, lock_dir, on_wait)
+    if not callable(digest):
+        raise TypeError(f"digest must be a callable, not {digest!r}")
+    if lock_dir is not None:
+        if not isinstance(lock_dir, (str, bytes, os.PathLike)):
+            raise TypeError(f"lock_dir must be a path or None, not {lock_dir!r}")
+        if not os.fspath(lock_dir):
+            raise ValueError("lock_dir is empty; name a directory, or leave it out")
+    for name, callback in (("on_wait", on_wait), ("while_waiting", while_waiting)):
+        if callback is not None and not callable(callback):
+            raise TypeError(f"{name} must be a callable or None, not {callback!r}")
+    return SourceTreeLock(path, timeout, Request(digest, lock_dir, on_wait, while_waiting))
 
 
 class SourceTreeLock:
@@ -97,26 +113,11 @@ class SourceTreeLock:
         self,
         path: AnyPath | Callable[..., AnyPath],
         timeout: float | FromEnvironment | None,
-        digest: Digest,
-        lock_dir: AnyPath | None,
-        on_wait: Callable[[Holder | None], object] | None,
+        request: Request,
     ) -> None:
-        if not callable(path) and not isinstance(path, (str, bytes, os.PathLike)):
-            raise TypeError(f"path must be a path or a callable, not {path!r}")
-        if not callable(digest):
-            raise TypeError(f"digest must be a callable, not {digest!r}")
-        if lock_dir is not None:
-            if not isinstance(lock_dir, (str, bytes, os.PathLike)):
-                raise TypeError(f"lock_dir must be a path or None, not {lock_dir!r}")
-            if not os.fspath(lock_dir):
-                raise ValueError("lock_dir is empty; name a directory, or leave it out")
-        if on_wait is not None and not callable(on_wait):
-            raise TypeError(f"on_wait must be a callable or None, not {on_wait!r}")
         self._path = path
         self._timeout = timeout
-        self._digest = digest
-        self._lock_dir = lock_dir
-        self._on_wait = on_wait
+        self._request = request
         self._entries: list[Entry] = []
 
     def __repr__(self) -> str:
@@ -127,6 +128,14 @@ class SourceTreeLock:
     def __getstate__(self) -> dict[str, object]:
         """A copy, here or in another process, is another lock of the tree, and not held."""
         return {**vars(self), "_entries": []}
+
+    def __del__(self) -> None:
+        for entry in getattr(self, "_entries", ()):
+            if entry.lasts():
+                import warnings
+
+                warnings.warn(f"{self!r} was dropped", ResourceWarning, stacklevel=2, source=self)
+                entry.leave()
 
     # Entering and leaving
 
@@ -139,7 +148,7 @@ class SourceTreeLock:
             FileNotFoundError, NotADirectoryError, ValueError: the path leads to no directory.
             RuntimeError: the wait could not end.
         """
-        entry = self._entry(self._seconds(), plain=True)
+        entry = self._entry(self._seconds(), is_plain=True)
         try:
             if not entry.enter():
                 raise entry.timed_out()
@@ -157,11 +166,11 @@ class SourceTreeLock:
     ) -> None:
         entry = None
         try:
-            entry = self._last_entry(current_owner())
+            entry = self._last_entry(Owner())
             self._leave(entry, exc)
         except BaseException:
             # A signal handler may have raised anywhere.
-            self._abandon(entry or self._last_entry(current_owner()))
+            self._abandon(entry or self._last_entry(Owner()))
             raise
 
     async def __aenter__(self) -> Self:
@@ -171,7 +180,7 @@ class SourceTreeLock:
                 "`async with` on a source tree lock needs asyncio; "
                 "elsewhere, use `with` in a worker thread"
             )
-        entry = self._entry(self._seconds(), plain=False)
+        entry = self._entry(self._seconds(), is_plain=False)
         try:
             if not await entry.enter_async():
                 raise entry.timed_out()
@@ -190,10 +199,10 @@ class SourceTreeLock:
         # An async generator may be closed by another task than the one that ran it.
         entry = None
         try:
-            entry = self._last_entry(current_owner()) or self._last_async_entry()
+            entry = self._last_entry(Owner()) or self._last_async_entry()
             self._leave(entry, exc)
         except BaseException:
-            self._abandon(entry or self._last_entry(current_owner()) or self._last_async_entry())
+            self._abandon(entry or self._last_entry(Owner()) or self._last_async_entry())
             raise
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
@@ -215,10 +224,10 @@ class SourceTreeLock:
             if not blocking:
                 raise ValueError("can't specify a timeout for a non-blocking call")
             _check_timeout(timeout, "timeout")
-            if timeout > threading.TIMEOUT_MAX:
+            if timeout > _LONGEST:
                 raise OverflowError("timeout value is too large")
         seconds = (self._seconds() if timeout == -1 else timeout) if blocking else 0
-        entry = self._entry(seconds, plain=True)
+        entry = self._entry(seconds, is_plain=True)
         try:
             entered = entry.enter()
             if entered:
@@ -246,20 +255,19 @@ class SourceTreeLock:
         elif exc is None or isinstance(exc, GeneratorExit):
             raise RuntimeError(f"cannot release {self!r}: this thread or task has not entered it")
 
-    def _last_entry(self, owner: object) -> Entry | None:
+    def _last_entry(self, owner: Owner) -> Entry | None:
         for entry in self._entries[::-1]:  # a copy: other threads leave meanwhile
-            if entry.owner is owner:
+            if owner.stands_for(entry.owner):
                 return entry
         return None
 
     def _last_async_entry(self) -> Entry | None:
         """The one that another task is to leave, unless it might be the wrong tree's."""
-        entries = [each for each in self._entries if not each.plain]
+        entries = [each for each in self._entries if not each.is_plain]
         return entries[-1] if len({each.hold for each in entries}) == 1 else None
 
-    def _entry(self, seconds: float | None, *, plain: bool) -> Entry:
-        path = self._fixed_path()
-        return Entry(path, seconds, self._digest, self._lock_dir, self._on_wait, plain=plain)
+    def _entry(self, seconds: float | None, *, is_plain: bool) -> Entry:
+        return Entry(self._fixed_path(), self._request, seconds, is_plain=is_plain)
 
     def _abandon(self, entry: Entry | None) -> None:
         if entry is not None:
@@ -270,17 +278,7 @@ class SourceTreeLock:
     def _seconds(self) -> float | None:
         if not isinstance(self._timeout, FromEnvironment):
             return self._timeout
-        text = os.environ.get(TIMEOUT_VARIABLE)
-        if not text:
-            return None
-        try:
-            seconds = float(text)
-        except ValueError:
-            raise ValueError(
-                f"{TIMEOUT_VARIABLE} in the environment must be a number of seconds, not {text!r}"
-            ) from None
-        _check_timeout(seconds, f"{TIMEOUT_VARIABLE} in the environment")
-        return seconds
+        return timeout_of_environment()
 
     # Decorating
 
@@ -291,51 +289,14 @@ class SourceTreeLock:
             TypeError: it is a generator function, before whose body runs the lock would be
                 over, or no function.
         """
-        import inspect
+        from ._decorator import decorate
 
-        if not callable(function) or isinstance(function, (type, classmethod, staticmethod)):
-            raise TypeError(f"a source tree lock decorates functions, not {function!r}")
-        # What a partial is made of, and what an object does when it is called, count as well.
-        codes = (function, type(function).__call__)
-        if any(
-            inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in codes
-        ):
-            raise TypeError(
-                f"{function!r} is a generator function: the lock would be released before its "
-                "body runs; use `with` in the body"
-            )
-        if any(map(inspect.iscoroutinefunction, codes)):
-            return self._decorate_async(function)  # type: ignore[arg-type,return-value]
+        return decorate(function, self._for_call)
 
-        @functools.wraps(function)
-        def locked(*args: P.args, **kwargs: P.kwargs) -> R:
-            with self._for_call(args, kwargs):
-                result = function(*args, **kwargs)
-                if inspect.iscoroutine(result):
-                    result.close()
-                    raise TypeError(
-                        f"{function!r} gives a coroutine, before whose body runs the lock would "
-                        "be over; put the lock below the decorator that hides its `async def`"
-                    )
-                return result
-
-        return locked
-
-    def _decorate_async(
-        self, function: Callable[P, Coroutine[Any, Any, R]]
-    ) -> Callable[P, Coroutine[Any, Any, R]]:
-        @functools.wraps(function)
-        async def locked(*args: P.args, **kwargs: P.kwargs) -> R:
-            async with self._for_call(args, kwargs):
-                return await function(*args, **kwargs)
-
-        return locked
-
-    def _for_call(self, args: tuple[object, ...], kwargs: dict[str, object]) -> SourceTreeLock:
+    def _for_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SourceTreeLock:
         if not callable(self._path):
             return self
-        path = self._path(*args, **kwargs)
-        return SourceTreeLock(path, self._timeout, self._digest, self._lock_dir, self._on_wait)
+        return SourceTreeLock(self._path(*args, **kwargs), self._timeout, self._request)
 
     # Looking
 
@@ -343,25 +304,32 @@ class SourceTreeLock:
         """Whether this thread or task holds the tree, through whichever object."""
         return self._hold() is not None
 
+    def is_held(self) -> bool:
+        """Whether anybody holds the tree, in this process or another.
+
+        It takes nothing where the kernel's list can be believed, else the lock for an instant.
+
+        Raises:
+            LockUnavailable: it cannot be told, because the lock file cannot be opened.
+        """
+        from ._holder.look import is_held
+        from ._system import DIRECTORY
+
+        tree, lock_file = self._look()
+        if is_held(lock_file, follow=False):
+            return True
+        return DIRECTORY is not None and is_held(tree.path, follow=True)
+
     def holder(self) -> Holder | None:
         """Who holds the tree now; ``None`` when nobody does, or it cannot be known.
 
         Raises:
             Those of ``with`` for a path that leads to no directory.
         """
+        from ._holder.look import find_holder
+
         tree, lock_file = self._look()
         return find_holder(lock_file, tree.identity)
-
-    def _is_held(self) -> bool:
-        """Whether anybody holds the tree. Takes nothing where the kernel's list can be believed.
-
-        Raises:
-            LockUnavailable: it cannot be told, because the lock file cannot be opened.
-        """
-        tree, lock_file = self._look()
-        if is_held(lock_file, follow=False):
-            return True
-        return POSIX and is_held(tree.path, follow=True)
 
     @property
     def tree(self) -> Path:
@@ -387,26 +355,29 @@ class SourceTreeLock:
 
         Raises:
             RuntimeError: this thread or task does not hold the tree.
-            LockUnavailable: the lock file cannot be written, so that no child could be believed.
+            LockUnavailable: there is nothing that a child could believe.
         """
         return self._hand_over(with_descriptors=False)[0]
 
     def _hand_over(self, *, with_descriptors: bool) -> tuple[dict[str, str], list[int]]:
         """`environ`, and the descriptors that the child is to inherit besides (POSIX)."""
+        from ._handover import hand_over, handover_of
+
         hold = self._hold()
         if hold is None:
             raise RuntimeError(f"{self!r} can hand over only while this thread or task holds it")
-        with_descriptors = with_descriptors and POSIX
-        handovers = [hold.handed_over(with_descriptors=with_descriptors)]
-        for other in list(holds.values()):
-            if other.owner is hold.owner and other is not hold:
-                with suppress(LockUnavailable):
-                    handovers.append(other.handed_over(with_descriptors=with_descriptors))
+        handovers = [handover_of(hold, with_descriptors=with_descriptors)]
+        for other in all_holds():
+            if other is not hold and hold.owner.stands_for(other.owner):
+                try:
+                    handovers.append(handover_of(other, with_descriptors=with_descriptors))
+                except LockUnavailable:
+                    pass
         environ, descriptors = hand_over(handovers)
         return environ, descriptors if with_descriptors else []
 
     def _hold(self) -> Hold | None:
-        owner = current_owner()
+        owner = Owner()
         entry = self._last_entry(owner)
         if entry is not None:
             return entry.hold if entry.lasts() else None
@@ -417,8 +388,8 @@ class SourceTreeLock:
         except (OSError, ValueError):
             return None  # nothing is there, so nobody holds it
         tree.close()
-        hold = holds.get(tree.identity)
-        return hold if hold is not None and hold.owner is owner else None
+        hold = hold_of(tree.identity)
+        return hold if hold is not None and owner.stands_for(hold.owner) else None
 
     def _look(self) -> tuple[Tree, str]:
         """The tree held, or else the one where the path leads now; and its lock file."""
@@ -426,16 +397,32 @@ class SourceTreeLock:
         if hold is not None:
             return hold.tree, hold.lock_file
         tree = open_tree(self._fixed_path())
-        if not tree.is_current():  # a symlink has come onto a path that had none
-            tree.close()
-            tree = open_tree(self._fixed_path())
         tree.close()
-        return tree, lock_file_of(tree, self._digest, self._lock_dir)[0]
+        return tree, place_of(tree.path, self._request.digest, self._request.lock_dir).path
 
     def _fixed_path(self) -> AnyPath:
         if callable(self._path):
             raise TypeError("a path that depends on a call's arguments serves a decorator only")
         return self._path
+
+
+def timeout_of_environment() -> float | None:
+    """The timeout that ``SOURCE_TREE_LOCK_TIMEOUT`` sets, in seconds; ``None`` for none.
+
+    Raises:
+        ValueError: it makes no sense.
+    """
+    text = os.environ.get(TIMEOUT_VARIABLE)
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError(
+            f"{TIMEOUT_VARIABLE} in the environment must be a number of seconds, not {text!r}"
+        ) from None
+    _check_timeout(seconds, f"{TIMEOUT_VARIABLE} in the environment")
+    return seconds
 
 
 def _check_timeout(seconds: float | None, name: str) -> None:

@@ -19,3 +19,15 @@ def logger() -> Logger:
 def informs() -> bool:
     """Whether anybody hears what is said at INFO: nobody does who has not imported logging."""
     return "logging" in sys.modules and logger().isEnabledFor(20)  # logging.INFO
+
+
+#: What was said once in this process; a message that two threads say at once is said twice.
+_said: frozenset[str] = frozenset()
+
+
+def say_once(message: str, *arguments: object) -> None:
+    """Say something at INFO, once in this process, if anybody hears it."""
+    global _said
+    if message not in _said and informs():
+        _said |= {message}
+        logger().info(message, *arguments)

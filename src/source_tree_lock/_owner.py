@@ -1,12 +1,17 @@
-"""Who owns a hold within a process: the running task if there is one, else the thread."""
+"""Who owns a hold within a process: the running task, else the greenlet, else the thread."""
 
 from __future__ import annotations
 
+import _thread
 import sys
-import threading
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
-class _Thread(threading.local):
+class _Thread(_thread._local):
     """One object for each thread: unlike a thread's number, it is never used again."""
 
     def __init__(self) -> None:
@@ -29,17 +34,84 @@ def in_asyncio() -> bool:
 
 
 def current_owner() -> object:
-    """The running task of asyncio or trio if there is one, else the thread."""
+    """The running task of asyncio or trio if there is one, else the greenlet, else the thread."""
     if in_asyncio():
         import asyncio
 
         task = asyncio.current_task()
         if task is not None:
             return task
-    trio = sys.modules.get("trio.lowlevel")
-    if trio is not None:
+    # Either may be half imported by another thread.
+    trio_task = getattr(sys.modules.get("trio.lowlevel"), "current_task", None)
+    if trio_task is not None:
         try:
-            return trio.current_task()
+            return trio_task()
         except RuntimeError:
             pass  # not in trio
+    getcurrent: Any = getattr(sys.modules.get("greenlet"), "getcurrent", None)
+    if getcurrent is not None:
+        greenlet = getcurrent()
+        if greenlet.parent is not None:  # else it is the thread's own
+            return greenlet
     return current_thread()
+
+
+def has_ended(owner: object) -> bool:
+    """Whether an owner is a task, or a greenlet, that is over."""
+    done = getattr(owner, "done", None)  # of asyncio's tasks
+    if done is not None:
+        return bool(done())
+    coroutine = getattr(owner, "coro", None)  # of trio's
+    if coroutine is not None:
+        return getattr(coroutine, "cr_frame", coroutine) is None
+    return bool(getattr(owner, "dead", False))  # of greenlets
+
+
+# Green threads: gevent's and eventlet's patches make a greenlet of what asks for a thread
+
+
+def are_threads_green() -> bool:
+    """Whether ``threading`` or ``time`` are patched, so that a blocked thread blocks greenlets."""
+    return "greenlet" in sys.modules and not (
+        _is_builtin(_thread.start_new_thread) and _is_builtin(time.sleep)
+    )
+
+
+def _is_builtin(function: object) -> bool:
+    return type(function) is type(len)
+
+
+def pause(seconds: float) -> None:
+    """Sleep, in seconds, and let other greenlets run meanwhile.
+
+    Where only a part is patched, `time.sleep` may be the one that would block them all.
+    """
+    for name in ("gevent", "eventlet") if are_threads_green() and _is_builtin(time.sleep) else ():
+        sleep: Any = getattr(sys.modules.get(name), "sleep", None)
+        if sleep is not None:
+            sleep(seconds)
+            return
+    time.sleep(seconds)
+
+
+class Owner:
+    """Who entered a tree.
+
+    Attributes:
+        who: the task, greenlet or thread.
+        thread: the thread that it runs in.
+    """
+
+    __slots__ = ("thread", "who")
+
+    def __init__(self) -> None:
+        self.who = current_owner()
+        self.thread = current_thread()
+
+    def stands_for(self, other: Owner) -> bool:
+        """Whether this one may leave, or enter again, what the other has entered.
+
+        What a task that has ended left behind belongs to its thread: the next cell of a notebook
+        and the closing half of an async fixture run in tasks of their own.
+        """
+        return self.who is other.who or (self.thread is other.thread and has_ended(other.who))

@@ -1,261 +1,223 @@
-"""Ways to wait for a lock: in the kernel's queue, alone or in line, or by asking again.
+"""The wait of one entry: who is told, what is waited for, and how long before the next look.
 
-A plain caller without a deadline blocks in the kernel. All others stand in a line, one for
-each lock file: one daemon thread blocks in the kernel on behalf of the whole line, and hands
-what it is granted to the first that still wants it. It is never an executor's thread: those
-are joined at exit. Where there is no queue, on Windows and for the second lock, they ask again.
+A plain caller whom nobody wants to hear from blocks in the kernel's queue. Others stand in the
+line of their process. Where there is no queue, on Windows, for the second lock, and where threads
+are green, they ask again and again.
 """
 
 from __future__ import annotations
 
-import _thread
-import errno
-import os
-import threading
-from _weakref import ref  # the module around it takes half a millisecond to import
-from collections import deque
+import time
 
-from ._kernel import KernelLock, guard, leads_to, unavailable
-from ._lock_file import open_lock_file
-from ._process import POSIX
-from .errors import LockUnavailable
+from ._endless import LOOK_AFTER, Watched, refuse_endless_wait, warn_of_circle, warn_of_endless_wait
+from ._holder.look import find_holder
+from ._kernel_lock import KernelLock, unavailable
+from ._line import Caller, TaskCaller, ThreadCaller
+from ._log import informs, logger
+from ._owner import are_threads_green, pause
+from ._system import HAS_QUEUE
+from ._wait import Wait
+from .errors import LockTimeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
-    from typing import Final
+    from _collections_abc import Generator
+    from typing import Final, Protocol
 
-#: How often the files may be exchanged under a caller before it is told that this is hopeless.
-RESTARTS: Final = 100
+    from ._entry import Entry
+    from ._holder.holder import Holder
+    from ._paths.tree import Tree
+
+    class Pause(Protocol):
+        """Something to wait for; ``None`` seconds are for ever."""
+
+        def block(self, seconds: float | None, /) -> None:
+            """Wait in this thread."""
+
+        async def suspend(self, seconds: float | None, /) -> None:
+            """Wait in this task."""
 
 
-def restarted_in_vain(path: str) -> LockUnavailable:
-    """The error after that many restarts."""
-    return LockUnavailable(
-        errno.ESTALE,
-        f"replaced {RESTARTS} times while it was being locked; stop what deletes it",
-        path,
-    )
+#: How often `while_waiting` is called, in seconds.
+TICK: Final = 0.25
+_FIRST_NAP: Final = 0.001
+_LONGEST_NAP: Final = 0.05
 
 
-def take_no_signals() -> None:
-    """Leave the signals to other threads of the process.
+class Waiting:
+    """The wait of one entry.
 
-    What one of them waits for with sigwait(3), a thread that has not blocked it would take,
-    and lose it or end the process.
+    Attributes:
+        caller: its place in line, while it stands there.
     """
-    if POSIX:
-        import signal  # not for the first time: `_start_line` has seen to that
 
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    def __init__(self, entry: Entry) -> None:
+        self.caller: Caller | None = None
+        self._entry = entry
+        self._started = entry.started
+        self._is_told = False
+        self._holder: Holder | None = None
+        self._nap = _FIRST_NAP
+        self._next_tick = 0.0
+        self._next_look: float | None = entry.started + LOOK_AFTER
 
+    @property
+    def _tree(self) -> Tree:
+        tree = self._entry.locks.tree
+        assert tree is not None, "an entry that has not tried has seen no tree"
+        return tree
 
-class Line:
-    """The callers of this process that wait for one lock file; first in, first out."""
+    # Telling
 
-    def __init__(self, path: str, *, make_directory: bool) -> None:
-        self.path = path
-        self.make_directory = make_directory
-        self.callers: deque[Caller] = deque()
+    def _tell(self) -> None:
+        """Say once who is in the way, and refuse a wait that cannot end.
 
-    def serve(self) -> None:
-        """Block in the kernel and hand over, until nobody is left in line."""
-        take_no_signals()
-        while self._grant_one():
-            pass
-
-    def _grant_one(self) -> bool:
-        outcome = self._locked_file()
-        with guard:
-            if isinstance(outcome, KernelLock):
-                while self.callers:
-                    if self.callers.popleft().offer(outcome):
-                        break
-                else:
-                    outcome.close()
-            else:
-                while self.callers:
-                    self.callers.popleft().offer(outcome)
-            if self.callers:
-                return True
-            if _lines.get(self.path) is self:
-                del _lines[self.path]
-        return False
-
-    def _locked_file(self) -> KernelLock | Exception:
-        try:
-            for _ in range(RESTARTS):
-                file = open_lock_file(self.path, make_directory=self.make_directory)
-                is_current = False
-                try:
-                    file.lock()
-                    is_current = current_status(file) is not None
-                except OSError as error:
-                    raise unavailable(error, self.path, "the kernel ended the wait") from error
-                finally:
-                    if not is_current:
-                        file.close()
-                if is_current:
-                    return file
-            raise restarted_in_vain(self.path)
-        except Exception as error:  # handed to the callers, who raise it
-            return error
-
-
-_lines: dict[str, Line] = {}
-
-
-def _start_line(path: str, *, make_directory: bool) -> Line:
-    line = Line(path, make_directory=make_directory)
-    try:
-        # Under the guard, so that a fork waits for it, and here, where its failure is heard.
-        import signal  # noqa: F401  # pyright: ignore[reportUnusedImport]
-
-        _lines[path] = line
-        # One call of C: `threading.Thread.start` is Python code, in the midst of which a signal
-        # handler may raise, and has made half a thread and an error of another kind of that.
-        _thread.start_new_thread(line.serve, ())
-    except BaseException as error:
-        # Whether or not its thread runs by now, nobody is to join it. One that runs finds
-        # nobody in line, and ends.
-        _lines.pop(path, None)
-        if isinstance(error, (RuntimeError, ImportError, OSError)):
-            raise LockUnavailable(
-                errno.EAGAIN, f"no thread can be started to wait ({error})", path
-            ) from error
-        raise
-    return line
-
-
-def current_status(file: KernelLock) -> os.stat_result | None:
-    """The status of a lock file, if its path still leads to the inode that was opened."""
-    status = leads_to(file.path, os.lstat)
-    if status is not None and (status.st_dev, status.st_ino) == file.identity:
-        return status
-    return None
-
-
-class Caller:
-    """A place in line."""
-
-    def __init__(self) -> None:
-        self._line: Line | None = None
-
-    def join(self, path: str, *, make_directory: bool) -> None:
-        """Stand in line for the lock file at ``path``.
-
-        Raises:
-            LockUnavailable: no thread can be started to wait.
+        A loop of short attempts is one wait while the same holder is in the way: told once.
         """
-        with guard:
-            self._line = _lines.get(path) or _start_line(path, make_directory=make_directory)
-            self._line.callers.append(self)
+        if self._is_told:
+            return
+        self._is_told = True
+        entry, request = self._entry, self._entry.request
+        refuse_endless_wait(entry)
+        before = request.given_up
+        is_heard = request.on_wait is not None or request.while_waiting is not None or informs()
+        # While they look, waiters stand in no line, and they may be many.
+        if is_heard or entry.may_be_below_holder:
+            self._holder = self._find_holder()
+        self._next_tick = time.monotonic() + TICK
+        if before is not None and before._is_same_wait(self):
+            self._started, self._next_tick = before._started, before._next_tick
+            self._next_look = None if before._next_look is None else before._started + LOOK_AFTER
+            return
+        if is_heard:
+            logger().info("%s", self._wait())
+        warn_of_endless_wait(entry, self._holder)
+        if request.on_wait is not None:
+            request.on_wait(self._wait())
 
-    def outcome(self) -> KernelLock | Exception | None:
-        """The lock once it was granted, or the error that ended the wait.
+    def _is_same_wait(self, later: Waiting) -> bool:
+        return (
+            self._entry.owner.who is later._entry.owner.who
+            and self._tree.identity == later._tree.identity
+            and self._holder == later._holder
+        )
 
-        After `stand_back` it does not change any more.
-        """
-        raise NotImplementedError
+    def _tick(self) -> None:
+        """Do what is due: look for a circle, once, and call `while_waiting`."""
+        while_waiting = self._entry.request.while_waiting
+        if self._next_look is not None and time.monotonic() >= self._next_look:
+            self._next_look = None
+            warn_of_circle(self._tree, self._entry.lock_file, self._entry.owner)
+        if while_waiting is not None and time.monotonic() >= self._next_tick:
+            self._next_tick = time.monotonic() + TICK
+            self._holder = self._find_holder()
+            while_waiting(self._wait())
 
-    def offer(self, outcome: KernelLock | Exception) -> bool:
-        """Take what the thread got, if it is still wanted; called under the guard."""
-        raise NotImplementedError
+    def _until_tick(self, longest: float | None = None) -> float | None:
+        """Seconds until something is due, or ``longest``; ``None`` for never."""
+        due = [self._entry.deadline, self._next_look]
+        if self._entry.request.while_waiting is not None:
+            due.append(self._next_tick)
+        now = time.monotonic()
+        seconds = [max(0.0, each - now) for each in due if each is not None]
+        return min(seconds if longest is None else (*seconds, longest), default=None)
 
-    def stand_back(self) -> None:
-        """Give up the place in line, if it has one."""
-        with guard:
-            if self._line is not None and self in self._line.callers:
-                self._line.callers.remove(self)
-            self._line = None
+    def _wait(self) -> Wait:
+        entry = self._entry
+        waited = time.monotonic() - self._started
+        return Wait(self._tree.path, entry.lock_file, self._holder, waited)
 
-    def bars_its_thread(self) -> bool:
-        """Whether its thread would wait for ever for what this caller has, or may be granted."""
-        raise NotImplementedError
+    def _find_holder(self) -> Holder | None:
+        entry = self._entry
+        # While the lock file is ours, it tells of nobody else.
+        file = entry.locks.file
+        is_ours = file is not None and file.held
+        return find_holder(None if is_ours else entry.lock_file, self._tree.identity)
 
-    def leave(self) -> None:
-        """Give up the place; what was granted in this moment is given back."""
-        self.stand_back()
-        outcome = self.outcome()
-        if isinstance(outcome, KernelLock):
-            outcome.close()
+    def timed_out(self) -> LockTimeout:
+        """The error for a wait whose time is up."""
+        holder = self._find_holder()
+        entry = self._entry
+        waited = time.monotonic() - entry.started
+        return LockTimeout(
+            f"waited {waited:.1f} s for source tree {self._tree.path!r}, held by "
+            f"{holder or 'an unknown process'}",
+            tree=self._tree.path,
+            waited=waited,
+            holder=holder,
+        )
+
+    # Waiting
+
+    def pauses(self) -> Generator[tuple[Pause, float | None], None, None]:
+        """Give what to wait for until the next attempt, and how long at most."""
+        entry = self._entry
+        self._tell()
+        if entry.is_of_parent():
+            return
+        lock = entry.locks.blocked_by
+        is_silent = entry.deadline is None and entry.request.while_waiting is None
+        if lock is None or not HAS_QUEUE or are_threads_green():
+            yield _Nap(), self._until_tick(self._next_nap())
+        elif entry.is_plain and is_silent:
+            look, self._next_look = self._next_look, None
+            yield _KernelQueue(lock, Watched(entry, look)), None
+        elif lock is entry.locks.file:
+            yield from self._stand_in_line()
+        else:  # the tree, which is nearly always free once the lock file is ours
+            yield _Nap(), self._until_tick(self._next_nap())
+        self._tick()
+
+    def _stand_in_line(self) -> Generator[tuple[Pause, float | None], None, None]:
+        entry = self._entry
+        caller: Caller = ThreadCaller() if entry.is_plain else TaskCaller()
+        self.caller = caller
+        entry.locks.close()  # a thousand waiters cost no descriptors
+        assert entry.locks.place is not None
+        caller.join(entry.locks.place)
+        while not (caller.is_told() or entry.is_over() or entry.is_of_parent()):
+            yield caller, self._until_tick()
+            self._tick()
+        entry.locks.file = caller.granted()
+        self.caller = None
+
+    def _next_nap(self) -> float:
+        nap, self._nap = self._nap, min(self._nap * 2, _LONGEST_NAP)
+        return nap
+
+    def give_up(self) -> None:
+        """Leave the line; what was granted in this moment is given back."""
+        if self.caller is not None:
+            self.caller.leave()
 
 
-class ThreadCaller(Caller):
-    """A plain caller with a deadline."""
+class _Nap:
+    """A moment, after which the caller asks again."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._outcome: KernelLock | Exception | None = None
-        self._told = threading.Lock()
-        self._told.acquire()
+    def block(self, seconds: float | None) -> None:
+        assert seconds is not None
+        pause(seconds)
 
-    def outcome(self) -> KernelLock | Exception | None:
-        return self._outcome
-
-    def offer(self, outcome: KernelLock | Exception) -> bool:
-        self._outcome = outcome
-        self._told.release()
-        return True
-
-    def wait(self, seconds: float) -> None:
-        """Until the outcome is there, or ``seconds`` have passed."""
-        self._told.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
-
-    def bars_its_thread(self) -> bool:
-        return True
-
-
-def _nothing() -> None:
-    return None
-
-
-class TaskCaller(Caller):
-    """A task of an asyncio event loop."""
-
-    def __init__(self) -> None:
+    async def suspend(self, seconds: float | None) -> None:
         import asyncio
 
-        super().__init__()
-        self._loop = asyncio.get_running_loop()
-        self._told: asyncio.Future[KernelLock | Exception | None] = self._loop.create_future()
-        self._on_its_way: Callable[[], KernelLock | None] = _nothing
+        assert seconds is not None
+        await asyncio.sleep(seconds)
 
-    def outcome(self) -> KernelLock | Exception | None:
-        return self._told.result() if self._told.done() else self._on_its_way()
 
-    def offer(self, outcome: KernelLock | Exception) -> bool:
-        # Until the loop makes the call, the call alone has the lock: a loop that is closed
-        # before drops both, and a dropped lock closes itself. The call is none of Python code,
-        # in which a signal handler could raise, so that the task would never be told.
-        runs = self._loop.is_running()
-        if runs and isinstance(outcome, KernelLock):
-            # A task that is cancelled, or late, does not leave it to a turn of the loop that may
-            # never come.
-            self._on_its_way = ref(outcome)
+class _KernelQueue:
+    """The kernel's own queue, which a thread cannot leave but by a signal."""
+
+    def __init__(self, lock: KernelLock, watched: Watched) -> None:
+        self._lock = lock
+        self._watched = watched
+
+    def block(self, _: float | None) -> None:
         try:
-            # In a loop that has stopped and may never go on, a lock would be held by nobody:
-            # there, the task is told to try again, for when it goes on nevertheless.
-            self._loop.call_soon_threadsafe(self._told.set_result, outcome if runs else None)
-        except RuntimeError:  # the loop is closed
-            self._on_its_way = _nothing
-            return False
-        return runs
+            with self._watched:
+                self._lock.lock()
+        except OSError as error:
+            raise unavailable(error, self._lock.path, "the kernel ended the wait") from error
 
-    def bars_its_thread(self) -> bool:
-        return self._loop.is_running() or self.outcome() is not None
-
-    async def wait(self, seconds: float | None) -> None:
-        """Until the outcome is there, or ``seconds`` have passed."""
-        import asyncio
-
-        await asyncio.wait((self._told,), timeout=seconds)
-
-
-def _forget_in_child() -> None:
-    _lines.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+    async def suspend(self, _: float | None) -> None:
+        raise NotImplementedError("a task does not block its loop")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
 
-    from ._holder import Holder
+    from ._wait import Wait
 
 #: Stands in ``build`` where a build has finished, and is removed before the next one writes: what
 #: stands there without it is of a build that died, or of plain setuptools. A mark of unfinished
@@ -82,12 +82,11 @@ def _locked(name: str, *, legacy: bool) -> Callable[..., object]:
     return locked
 
 
-def _tell(holder: Holder | None) -> None:
+def _tell(wait: Wait) -> None:
     # Nobody has set up logging in a process that runs a hook, but frontends show its stderr.
-    who = holder or "an unknown process"
     # There may be none, a closed one, or nobody who reads it.
     with suppress(OSError, AttributeError, ValueError):
-        sys.stderr.write(f"source-tree-lock: waiting for {os.getcwd()!r}, held by {who}\n")
+        sys.stderr.write(f"source-tree-lock: {wait}\n")
         sys.stderr.flush()
 
 

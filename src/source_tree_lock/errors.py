@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._holder import Holder
+    from ._holder.holder import Holder
 
 
 class SourceTreeLockError(Exception):
@@ -30,7 +30,7 @@ class LockTimeout(SourceTreeLockError, TimeoutError):
 
 
 class LockUnavailable(SourceTreeLockError, OSError):
-    """The lock cannot be had here, whoever holds it; the message says what to do about it.
+    """Locking does not work here, regardless of who holds the lock; the message says what to do.
 
     Attributes:
         errno: the system's error number, as in every ``OSError``.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .._lock import LockOptions
-    from .._tree import AnyPath
+    from .._paths.tree import AnyPath
     from .rule import Rule
 
     Hooks = TypeVar("Hooks")

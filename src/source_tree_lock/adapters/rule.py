@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._tree import AnyPath
+    from .._paths.tree import AnyPath
 
     #: Tells of a source tree whether its hooks are to be locked.
     Rule = Callable[[AnyPath], bool]

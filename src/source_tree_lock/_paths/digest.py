@@ -8,12 +8,15 @@ the prefix (Windows only), the bytes of each component without separators, then 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
+
+from .._kernel_lock import guard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import PurePath
+else:
+    PurePath = os.PathLike  # for `typing.get_type_hints`: pathlib takes milliseconds to import
 
 _MASK = 0xFFFFFFFFFFFFFFFF
 
@@ -42,14 +45,28 @@ def cache_digest(path: PurePath) -> str:
     return posix_digest(str(path))
 
 
-@lru_cache(maxsize=1024)
+#: Digests of canonical paths of this system; changed under `guard` only.
+_known: dict[str, str] = {}
+_MOST_KNOWN = 1024
+
+
+def canonical_digest(path: str) -> str:
+    """The digest of a canonical path of this system."""
+    digest = _known.get(path)
+    if digest is None:
+        digest = posix_digest(path) if os.sep == "/" else windows_digest(path)
+        with guard:
+            if len(_known) < _MOST_KNOWN:
+                _known[path] = digest
+    return digest
+
+
 def posix_digest(path: str) -> str:
     """The digest of a canonical POSIX path; one that is not UTF-8 as `os.fsdecode` gives it."""
-    encoded = os.fsencode(path) if os.name == "posix" else path.encode("utf-8", "surrogateescape")
+    encoded = os.fsencode(path) if os.sep == "/" else path.encode("utf-8", "surrogateescape")
     return _digest(b"", [part for part in encoded.split(b"/") if part])
 
 
-@lru_cache(maxsize=1024)
 def windows_digest(path: str) -> str:
     """The digest of a canonical Windows path, hashed as the verbatim path that Rust would have."""
     # WTF-8: Rust keeps an unpaired surrogate as the three bytes that UTF-8 would give it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ._process import host, line_of_descent
+from .processes import host, line_of_descent
 
 
 class Holder:
@@ -34,7 +34,9 @@ class Holder:
         self.since: float | None = since
         self._is_foreign = _is_foreign
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """What people call it: ``pip (pid 4242)``, and its host if that is another one."""
         text = f"pid {self.pid}"
         if self._is_foreign and self.host == host():
             text += " of another container or host"
@@ -42,18 +44,21 @@ class Holder:
             text = f"{self.program} ({text})"
         if self.host is not None and self.host != host():
             text += f" on {self.host}"
-        if self.since is not None:
-            text += f" for {max(0.0, time.time() - self.since):.0f} s"
         return text
 
+    def __str__(self) -> str:
+        if self.since is None:
+            return self.name
+        return f"{self.name} for {in_words(time.time() - self.since)}"
+
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._names())
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in _FIELDS)
         return f"Holder({values})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Holder):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in self._names())
+        return all(getattr(self, name) == getattr(other, name) for name in _FIELDS)
 
     def __hash__(self) -> int:
         return hash((self.pid, self.host, self.since))
@@ -62,5 +67,15 @@ class Holder:
         """Whether this process descends from it."""
         return not self._is_foreign and self.pid in line_of_descent()[1:]
 
-    def _names(self) -> tuple[str, ...]:
-        return ("pid", "program", "host", "since")
+
+_FIELDS = ("pid", "program", "host", "since")
+
+
+def in_words(seconds: float) -> str:
+    """A duration as people read it: ``5 s``, ``2 min 5 s``, ``1 h 0 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,212 @@
+"""Waits that cannot end are refused; those that may never end are warned of."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import time
+
+from ._held import all_holds, hold_of, was_started_from
+from ._kernel_lock import forgets_in_child, guard, leads_to
+from ._log import logger
+from ._owner import are_threads_green
+from ._system import block_signals
+from ._under_way import others_under_way
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _collections_abc import Callable
+    from typing import Final
+
+    from ._entry import Entry
+    from ._held import Hold
+    from ._holder.holder import Holder
+    from ._owner import Owner
+    from ._paths.tree import Tree
+
+#: How long a wait lasts before it is looked whether it is part of a circle, in seconds.
+LOOK_AFTER: Final = 1.0
+
+
+# Waits that cannot end
+
+
+def refuse_endless_wait(entry: Entry) -> None:
+    """Refuse the wait of an entry that only this very thread, task or greenlet could end.
+
+    Raises:
+        RuntimeError: it says what to do.
+    """
+    green = are_threads_green()  # then others go on while this one waits
+    if entry.is_plain and not green and _is_blocked_by_own_thread(entry):
+        raise RuntimeError(
+            f"source tree {_tree_of(entry).path!r} is already being entered by this very thread, in a task "
+            "of its event loop or in what a signal handler has interrupted: neither could go on "
+            "while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
+        )
+    hold = in_the_way(entry)
+    if hold is None:
+        return
+    if entry.owner.stands_for(hold.owner):
+        if hold.is_ending:
+            raise RuntimeError(
+                f"source tree {hold.tree.path!r} is just being released by this very thread or "
+                "task, which a signal handler, or the like, interrupted: it cannot enter now"
+            )
+        raise RuntimeError(
+            f"source tree {hold.tree.path!r}, which this very thread or task holds, has the same "
+            f"lock file, {entry.lock_file!r}; leave it first, or give each tree its own"
+        )
+    if green or hold.owner.thread is not entry.owner.thread:
+        return
+    if hold.owner.who is hold.owner.thread:
+        raise RuntimeError(
+            f"source tree {hold.tree.path!r} is held by this very thread, outside its event loop, "
+            "so that a task would wait for ever; hold it inside the loop, with `async with`, "
+            "instead"
+        )
+    if entry.is_plain:
+        raise RuntimeError(
+            f"source tree {hold.tree.path!r} is held by a task of this thread, which could never "
+            "go on while the thread waits; use `async with`, or `asyncio.to_thread`"
+        )
+
+
+def _tree_of(entry: Entry) -> Tree:
+    tree = entry.locks.tree
+    assert tree is not None, "an entry that waits has seen its tree"
+    return tree
+
+
+def _is_blocked_by_own_thread(entry: Entry) -> bool:
+    """Whether another entry of this thread, which can only go on later, may get the lock first."""
+    return any(
+        each.lock_file == entry.lock_file and each.blocks_own_thread()
+        for each in others_under_way(entry)
+    )
+
+
+def in_the_way(entry: Entry) -> Hold | None:
+    """What this process holds of the tree, or by its lock file: a digest may give two trees one."""
+    hold = hold_of(_tree_of(entry).identity)
+    if hold is None:
+        for each in all_holds():
+            if each.file is not None and each.file.path == entry.lock_file:
+                return each
+    return hold
+
+
+# Waits that may never end
+
+
+def warn_of_endless_wait(entry: Entry, holder: Holder | None) -> None:
+    """Warn of a wait for somebody who may be waiting for this very process or task."""
+    hold = in_the_way(entry)
+    if hold is not None and was_started_from(hold):
+        logger().warning(
+            "Waiting for source tree %r, which is held by the task or context that started "
+            "this one: the wait never ends if the holder waits for it.",
+            _tree_of(entry).path,
+        )
+    if holder is not None and holder.is_ancestor():
+        logger().warning(
+            "Waiting for source tree %r, which is held by an ancestor of this process, %s: the "
+            "wait never ends if the holder waits for it. %s",
+            _tree_of(entry).path,
+            holder.name,
+            _FLOCK if holder.program == "flock" else _HAND_OVER,
+        )
+
+
+_HAND_OVER: Final = (
+    "Hand the hold over: add `lock.environ` (the variable SOURCE_TREE_LOCK_HELD) to the "
+    "environment of the child."
+)
+_FLOCK: Final = (
+    "flock(1) cannot hand its lock over: write `source-tree-lock run TREE -- COMMAND...` instead."
+)
+
+
+def warn_of_circle(tree: Tree, lock_file: str, owner: Owner) -> None:
+    """Warn if processes wait for each other in a circle that this owner's wait is part of."""
+    from ._handover import handed_down
+    from ._holder.circle import find_circle
+
+    holds = [each for each in all_holds() if owner.stands_for(each.owner)]
+    ours = {each.tree.identity for each in holds} | {each.tree for each in handed_down()}
+    ours |= {each.file.identity for each in holds if each.file is not None}
+    status = leads_to(lock_file, os.lstat)
+    wanted = {tree.identity}
+    if status is not None:
+        wanted.add((status.st_dev, status.st_ino))
+    circle = find_circle(wanted, ours) if ours else []
+    if circle:
+        logger().warning(
+            "Waiting for source tree %r may never end, since processes wait for each other: %s. "
+            "End one of them, or set a timeout; take several trees in one order, sorted.",
+            tree.path,
+            "; ".join(circle),
+        )
+
+
+#: Waits in the kernel's queue, which cannot look by themselves: when to look, and at what. Both
+#: are changed under `guard` only.
+_watched: dict[int, tuple[float, Callable[[], None]]] = {}
+_is_watching = False
+
+
+@forgets_in_child
+def _forget_watched() -> None:
+    global _watched, _is_watching
+    _watched, _is_watching = {}, False
+
+
+class Watched:
+    """Has a daemon thread look for a circle once a wait has lasted long, as a context manager.
+
+    Args:
+        entry: what waits.
+        due: when to look, as `time.monotonic` has it; ``None`` for never.
+    """
+
+    __slots__ = ("_due", "_look")
+
+    def __init__(self, entry: Entry, due: float | None) -> None:
+        tree, lock_file, owner = _tree_of(entry), entry.lock_file, entry.owner
+        self._due = due
+        self._look = lambda: warn_of_circle(tree, lock_file, owner)
+
+    def __enter__(self) -> None:
+        global _is_watching
+        if self._due is None:
+            return
+        with guard:
+            _watched[id(self)] = (self._due, self._look)
+            if not _is_watching:
+                try:
+                    _thread.start_new_thread(_watch, ())
+                    _is_watching = True
+                except RuntimeError:
+                    pass  # no thread can be started: the wait is no worse for it
+
+    def __exit__(self, *exc_info: object) -> None:
+        with guard:
+            _watched.pop(id(self), None)
+
+
+def _watch() -> None:
+    global _is_watching
+    block_signals()
+    while True:
+        with guard:
+            if not _watched:
+                _is_watching = False
+                return
+            key, (due, look) = min(_watched.items(), key=lambda item: item[1][0])
+            delay = due - time.monotonic()
+            if delay <= 0:
+                del _watched[key]
+        if delay > 0:
+            time.sleep(delay)
+        else:
+            look()

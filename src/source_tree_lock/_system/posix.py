@@ -1,0 +1,155 @@
+"""Linux, macOS and other POSIX systems: flock(2), on files and on directories."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+
+from .lockers import import_lockers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from .lockers import LockingCalls
+
+#: Whether the kernel has a queue in which a caller can wait for a lock.
+HAS_QUEUE: Final = True
+#: Whether a child process can inherit the descriptors that carry the locks.
+CAN_HAND_DOWN: Final = True
+#: Whether a new lock file is linked into place, because its mode has to be right from the start.
+LINKS: Final = True
+#: Where the record starts in a lock file.
+RECORD_START: Final = 0
+#: Where the kernel lists processes and locks; systems without it have nothing there.
+PROC: Final = "/proc"
+#: How any file of ours is opened. A tape rewinds and a terminal may hang up when it is merely
+#: opened: never wait, never adopt. A symbolic link is never followed.
+SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+#: How a directory is opened to be locked; ``None`` where directories cannot be locked.
+DIRECTORY: Final[int | None] = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NONBLOCK
+
+_BUSY: Final = frozenset((errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK))
+_CS_DARWIN_USER_TEMP_DIR: Final = 65537  # <unistd.h> of macOS
+
+
+def locking_calls() -> LockingCalls:
+    """Try a lock, wait for it, and unlock, each by descriptor.
+
+    portalocker's ``flock`` locker is pinned: the process may have set ``portalocker.LOCKER`` to
+    ``lockf``, whose locks are another kind.
+
+    Raises:
+        ImportError, OSError: portalocker cannot be imported.
+    """
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_UN
+
+    flock = import_lockers().FlockLocker().locker
+
+    def try_lock(descriptor: int) -> bool:
+        try:
+            flock(descriptor, LOCK_EX | LOCK_NB)
+        except OSError as error:
+            if error.errno in _BUSY:
+                return False
+            raise
+        return True
+
+    return try_lock, lambda fd: flock(fd, LOCK_EX), lambda fd: flock(fd, LOCK_UN)
+
+
+def canonical_path(given: str, descriptor: int | None) -> str:
+    """What realpath(3), and so Rust's ``canonicalize``, makes of the path of an open directory.
+
+    Raises:
+        OSError: the path leads nowhere by now.
+    """
+    if sys.platform == "darwin":
+        # There realpath(3) also gives each name the case that it has on disk.
+        import fcntl
+
+        assert descriptor is not None
+        return os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0"))
+    absolute = given
+    if given[:1] != "/":
+        directory = os.getcwd()
+        if given == "." and directory[:1] == "/":
+            return directory  # the kernel's own name of it
+        absolute = f"{directory}/{given}"
+    try:
+        # Where the kernel's name of what is open is the given one, no symlink was followed. It is
+        # not used where it differs: realpath(3) keeps the case that was given.
+        if os.readlink(f"/proc/self/fd/{descriptor}") == absolute:
+            return absolute
+    except OSError:
+        pass  # no /proc here
+    return os.path.realpath(absolute, strict=True)
+
+
+def temp_dir() -> str:
+    """The directory that Rust's ``std::env::temp_dir`` gives, and so uv's: not ``tempfile``'s.
+
+    It may be relative, and empty for the working directory.
+    """
+    directory = os.environ.get("TMPDIR")
+    if directory is not None:
+        return directory
+    if sys.platform == "darwin":
+        try:
+            return os.confstr(_CS_DARWIN_USER_TEMP_DIR) or "/tmp"
+        except (OSError, ValueError):
+            pass
+    return "/tmp"
+
+
+def let_everybody_lock(descriptor: int) -> None:
+    """Give a new lock file mode 0666, whatever the umask: another user may lock it too."""
+    os.fchmod(descriptor, 0o666)
+
+
+def refuse_link(path: str) -> None:
+    """Nothing to do: `SAFE` has O_NOFOLLOW."""
+
+
+def strangers_may_delete(directory: os.stat_result) -> bool:
+    """Whether other users may remove files of ours from a directory: it is not sticky."""
+    return bool(directory.st_mode & stat.S_IWOTH and not directory.st_mode & stat.S_ISVTX)
+
+
+def read_at(descriptor: int, size: int) -> bytes:
+    """At most ``size`` bytes of a record."""
+    return os.pread(descriptor, size, RECORD_START)
+
+
+def write_at(descriptor: int, data: bytes) -> int:
+    """Write a record; how many bytes were written."""
+    return os.pwrite(descriptor, data, RECORD_START)
+
+
+def host_name() -> str:
+    """The name of this host."""
+    return os.uname().nodename
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host and pid namespace is there; zombies are."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is there, and another user's
+    return True
+
+
+def block_signals() -> None:
+    """Leave the signals to other threads of the process.
+
+    What one of them waits for with sigwait(3), a thread that has not blocked it would take,
+    and lose it or end the process.
+    """
+    import signal
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -1,0 +1,49 @@
+"""Entries under way: those that a thread has started and not finished, of its tasks, say."""
+
+from __future__ import annotations
+
+import _thread
+from _weakref import ref  # the module around it takes half a millisecond to import
+
+from ._kernel_lock import forgets_in_child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._entry import Entry
+
+
+class _UnderWay(_thread._local):
+    def __init__(self) -> None:
+        # Weak: a task that nobody has any more must not be kept by its wait.
+        self.entries: dict[int, ref[Entry]] = {}
+
+
+_here = _UnderWay()
+
+
+@forgets_in_child
+def _forget_entries() -> None:
+    _here.entries = {}
+
+
+class UnderWay:
+    """Has an entry stand among those of its thread that are under way, as a context manager."""
+
+    __slots__ = ("_entries", "_key")
+
+    def __init__(self, entry: Entry) -> None:
+        self._key = id(entry)
+        self._entries = _here.entries
+        self._entries[self._key] = ref(entry)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._entries.pop(self._key, None)
+
+
+def others_under_way(entry: Entry) -> list[Entry]:
+    """The other entries of this thread that are under way."""
+    found = [each() for each in list(_here.entries.values())]
+    return [each for each in found if each is not None and each is not entry]
