@@ -62,7 +62,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if os.name == "nt" and HERE in collection_path.parents:
         is_wanted = any(collection_path in (path, *path.parents) for path in ON_WINDOWS)
         return None if is_wanted or collection_path.name in ("__init__.py", "conftest.py") else True
-    option = {"cluster": "--cluster", "corpus": "--corpus", "own_suites": "--own-suites"}.get(collection_path.name)
+    option = {"cluster": "--cluster", "corpus": "--corpus", "own_suites": "--own-suites"}.get(
+        collection_path.name
+    )
     return True if option is not None and not config.getoption(option) else None
 
 

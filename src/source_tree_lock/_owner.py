@@ -91,7 +91,7 @@ def is_main_interpreter() -> bool:
     if is_main is not None:
         return bool(is_main())
     try:
-        import _xxsubinterpreters as interpreters  # before Python 3.12
+        import _xxsubinterpreters as interpreters  # type: ignore[import-not-found] # before 3.12
     except ImportError:
         return True  # another Python, which has no others
     return bool(interpreters.get_current() == interpreters.get_main())
