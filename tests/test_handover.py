@@ -26,8 +26,9 @@ from support import (
 )
 
 from source_tree_lock import LockUnavailable, _handover, source_tree_lock
-from source_tree_lock._handover import VARIABLE, good_handover
-from source_tree_lock._who_holds import kernel_holder
+from source_tree_lock._handover import VARIABLE, believed_handover
+from source_tree_lock._holder.kernel_list import kernel_holder
+from source_tree_lock._paths.tree import open_tree
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="flock(2) and its descriptors")
 needs_proc_locks = pytest.mark.skipif(
@@ -517,8 +518,7 @@ def stale(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
 @needs_proc_locks
 def test_descriptors_of_a_hold_that_is_over_lock_nothing(tree: Path, stale: list[Path]) -> None:
     """Nobody would ever unlock what a stray process took by them, and so keep for its life."""
-    status = tree.stat()
-    assert good_handover((status.st_dev, status.st_ino)) is None
+    assert believed_handover(open_tree(tree)) is None
     assert all(is_free(path) for path in stale)
 
 
@@ -527,9 +527,8 @@ def test_where_nobody_tells_who_holds_the_descriptors_of_a_hold_that_is_over_loc
 ) -> None:
     """As on an overlay: by then, somebody has the tree through another lock file."""
     monkeypatch.setattr(_handover, "kernel_holder", lambda identity: None)
-    status = tree.stat()
     with flocked(tree):
-        assert good_handover((status.st_dev, status.st_ino)) is None
+        assert believed_handover(open_tree(tree)) is None
         assert is_free(stale[0])
 
 

@@ -35,11 +35,12 @@ from source_tree_lock import (
     LockUnavailable,
     SourceTreeLock,
     SourceTreeLockError,
-    _kernel,
-    _waiting,
+    _kernel_lock,
+    _line,
     source_tree_lock,
 )
 from source_tree_lock._entry import Entry
+from source_tree_lock._owner import Owner
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="the rule is of POSIX systems")
 
@@ -246,7 +247,7 @@ def test_it_passes_cpythons_own_test_of_rlock(
 
     def threads_of_the_test() -> int:
         # All but ours that waits in the kernel's queue, as long as another holds the tree.
-        return _thread._count() - len(_waiting._lines)
+        return _thread._count() - len(_line._lines)
 
     helper = CPYTHON.threading_helper
     monkeypatch.setattr(helper, "_thread", SimpleNamespace(_count=threads_of_the_test))
@@ -593,8 +594,8 @@ def test_what_interrupts_a_release_is_not_let_in(
     lock = source_tree_lock(tree)
     unlocked = []
     with lock:
-        assert _kernel._calls is not None
-        *others, unlock = _kernel._calls
+        assert _kernel_lock._calls is not None
+        *others, unlock = _kernel_lock._calls
 
         def interrupted(descriptor: int) -> None:
             unlock(descriptor)
@@ -603,7 +604,7 @@ def test_what_interrupts_a_release_is_not_let_in(
                 with pytest.raises(RuntimeError, match="just being released"):
                     lock.acquire()
 
-        monkeypatch.setattr(_kernel, "_calls", (*others, interrupted))
+        monkeypatch.setattr(_kernel_lock, "_calls", (*others, interrupted))
     assert len(unlocked) >= at or os.name == "nt"
     assert not is_taken(tree)
 
@@ -926,8 +927,9 @@ def test_a_thread_finds_its_own_entry_while_another_one_removes_its(
             return found
 
     lock = source_tree_lock(tree)
-    others = lock._entry(None, plain=True)
-    others.owner = object()
+    others = lock._entry(None, is_plain=True)
+    others.owner = Owner.__new__(Owner)
+    others.owner.who = others.owner.thread = object()
     lock._entries = Entries([others])
     with lock:
         pass

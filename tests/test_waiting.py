@@ -31,12 +31,13 @@ from source_tree_lock import (
     Holder,
     LockTimeout,
     LockUnavailable,
-    _kernel,
-    _waiting,
+    _kernel_lock,
+    _line,
     source_tree_lock,
 )
-from source_tree_lock._kernel import KernelLock, open_directory
-from source_tree_lock._waiting import TaskCaller
+from source_tree_lock._kernel_lock import KernelLock
+from source_tree_lock._paths.lock_file import Place
+from source_tree_lock._line import TaskCaller
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
@@ -71,8 +72,8 @@ def script(wait: str) -> str:
     return PRELUDE + wait
 
 
-def line_of(lock_file: Path) -> _waiting.Line | None:
-    return _waiting._lines.get(str(lock_file))
+def line_of(lock_file: Path) -> _line._Line | None:
+    return _line._lines.get(str(lock_file))
 
 
 def waiting_in_line(lock_file: Path) -> int:
@@ -166,14 +167,14 @@ def test_one_thread_waits_for_all_callers_of_a_lock_file(tree: Path, tmp_path: P
             tasks = [asyncio.create_task(enter(tree)) for tree in trees for _ in range(20)]
             for thread in threads:
                 thread.start()
-            from source_tree_lock import _waiting
+            from source_tree_lock import _line
             # A thread counts itself, once it runs.
             while (
-                sum(len(line.callers) for line in _waiting._lines.values()) < 40 * len(trees)
+                sum(len(line.callers) for line in _line._lines.values()) < 40 * len(trees)
                 or _thread._count() < 21 * len(trees)
             ):
                 await asyncio.sleep(0.001)
-            tell(len(_waiting._lines), _thread._count())
+            tell(len(_line._lines), _thread._count())
             heard()
             opened = set(os.listdir("/proc/self/fd")) - before
             leads = [os.readlink(f"/proc/self/fd/{each}") for each in opened if
@@ -252,13 +253,13 @@ def test_a_caller_that_gave_up_leaves_its_place_to_the_next(tree: Path, lock_fil
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The callers that have stood in line so far: a short timeout may be over before."""
     callers: list[object] = []
-    join = _waiting.Caller.join
+    join = _line.Caller.join
 
-    def count(self: _waiting.Caller, path: str, *, make_directory: bool) -> None:
+    def count(self: _line.Caller, place: Place) -> None:
         callers.append(self)
-        join(self, path, make_directory=make_directory)
+        join(self, place)
 
-    monkeypatch.setattr(_waiting.Caller, "join", count)
+    monkeypatch.setattr(_line.Caller, "join", count)
     return callers
 
 
@@ -874,8 +875,8 @@ def test_what_interrupts_a_wait_that_was_just_granted_does_not_wait_in_its_midst
     """The lock is there, and what is to note it has not run yet."""
     refused: list[bool] = []
     with source_tree_lock(tree):
-        assert _kernel._calls is not None
-    try_lock, wait, unlock = _kernel._calls
+        assert _kernel_lock._calls is not None
+    try_lock, wait, unlock = _kernel_lock._calls
 
     def interrupted(descriptor: int) -> bool:
         granted = try_lock(descriptor)
@@ -885,7 +886,7 @@ def test_what_interrupts_a_wait_that_was_just_granted_does_not_wait_in_its_midst
                 source_tree_lock(tree).acquire()
         return granted
 
-    monkeypatch.setattr(_kernel, "_calls", (interrupted, wait, unlock))
+    monkeypatch.setattr(_kernel_lock, "_calls", (interrupted, wait, unlock))
     with source_tree_lock(tree):
         assert refused
 

@@ -25,11 +25,11 @@ from typing_extensions import Self
 _SERVER = """
 import contextlib, ctypes, json, os, signal, socket, sys, time, traceback
 from source_tree_lock import LockTimeout, LockUnavailable, SourceTreeLockError, source_tree_lock
-from source_tree_lock import _kernel as kernel
-from source_tree_lock import _lock_file as making
+from source_tree_lock import _kernel_lock as kernel
+from source_tree_lock._paths import lock_file as making
 if sys.argv[2] == "warm":
     import asyncio, gc, logging, random, subprocess, threading
-    kernel._lock_calls()  # what the first acquisition imports
+    kernel.prepare_locks()  # what the first acquisition imports
 
 libc = ctypes.CDLL(None)
 

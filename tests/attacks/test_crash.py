@@ -38,8 +38,8 @@ _WAYS = {
                 pass
         asyncio.run(enter_and_leave())
     """,
-    "without nameless files": """
-        del making._MAKERS[0]
+    "without hard links": """
+        making.LINKS = False
         with source_tree_lock(sys.argv[1]):
             pass
     """,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from source_tree_lock import LockTimeout, _handover, source_tree_lock
-from source_tree_lock._who_holds import kernel_holder
+from source_tree_lock._holder.kernel_list import kernel_holder
 
 from .crew import Crew
 from .explorer import Model, Verdict

@@ -79,7 +79,7 @@ _SWEEP = """
         with contextlib.suppress(FileNotFoundError):
             os.unlink(lock.lock_file)
     async def unlink_and_link():
-        del making._MAKERS[:-2]
+        making.LINKS = True
         await unlink()
 
     in_asyncio = sys.argv[6] == "in a task"
