@@ -1,6 +1,6 @@
 """Many real builds of one source tree at once, without the lock and with it.
 
-    python benchmarks/concurrent_builds.py [--builds N] [--rounds R] [--svg FILE]
+    python benchmarks/concurrent_builds.py [--builds N] [--rounds R]
 
 Makes a setuptools project, builds a wheel of it alone, and then, in rounds, as many at once
 as are asked for: each by pypa/build in a process of its own, in one and the same source tree.
@@ -8,23 +8,22 @@ A build fails, or it says that it succeeded; then its wheel is right only if it 
 content of the one that was built alone. Exit status: 0 if with the lock every wheel is right.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import plots
-from progress import Progress
+from measure import progress
 from sample import Content, make_tree, wheel_content
 
-#: Longer than any round takes, in seconds: only a deadlock lasts this long.
-_LIMIT = 1800
+COLUMNS = ["", "failed", "wrong wheel", "right", "wall time"]
+_LIMIT = 1800  # seconds: only a deadlock lasts this long
 
 
 class Tally:
@@ -32,16 +31,11 @@ class Tally:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.failed = 0
-        self.wrong = 0
-        self.right = 0
+        self.failed = self.wrong = self.right = 0
         self.seconds = 0.0
         self.complaints: list[str] = []
 
-    def is_perfect(self) -> bool:
-        return self.failed == self.wrong == 0 < self.right
-
-    def count(self, wheels: Path, status: int, complaint: str, expected: Content) -> None:
+    def count(self, wheels: Path, status: int, complaint: str, expected: Content | None) -> None:
         if status != 0:
             self.failed += 1
             self.complaints.append(complaint)
@@ -50,138 +44,95 @@ class Tally:
         else:
             self.right += 1
 
+    def is_perfect(self) -> bool:
+        return self.failed == self.wrong == 0 < self.right
 
-def start_build(tree: Path, wheels: Path, temp_dir: Path, *, locked: bool) -> subprocess.Popen[str]:
-    """A process that is about to build, and waits for a line to do so."""
-    wheels.mkdir(parents=True)
-    script = Path(__file__).with_name("one_build.py")
-    return subprocess.Popen(
-        [sys.executable, str(script), str(tree), str(wheels), "locked" if locked else "unlocked"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, "TMPDIR": str(temp_dir), "TMP": str(temp_dir), "TEMP": str(temp_dir)},
-    )
+    def row(self) -> list[str]:
+        counts = map(str, (self.failed, self.wrong, self.right))
+        return [self.label, *counts, f"{self.seconds:.1f} s"]
 
 
-def run_at_once(
-    trees: list[Path], wheels: list[Path], temp_dir: Path, progress: Progress, *, locked: bool
-) -> tuple[list[tuple[int, str]], float]:
-    """Build each of ``trees`` at once: exit status and complaint of each, and the wall time."""
-    temp_dir.mkdir(exist_ok=True)
-    processes: list[subprocess.Popen[str]] = []
+def command(tree: Path, wheels: Path, *, locked: bool) -> list[str]:
+    script = str(Path(__file__).with_name("one_build.py"))
+    return [sys.executable, script, str(tree), str(wheels), "locked" if locked else "unlocked"]
+
+
+def build_at_once(tally: Tally, builds: dict[Path, list[str]], expected: Content | None) -> None:
+    """Run commands at once, each of which leaves a wheel in its directory, and count them."""
+    started, pipe = time.monotonic(), subprocess.PIPE
+    processes = [subprocess.Popen(each, stdout=pipe, stderr=pipe) for each in builds.values()]
     try:
-        for tree, directory in zip(trees, wheels, strict=True):
-            processes.append(start_build(tree, directory, temp_dir, locked=locked))
-        for process in processes:
-            assert process.stdout is not None
-            process.stdout.readline()
-        started = time.monotonic()
-        outcomes = [(0, "")] * len(processes)
         with ThreadPoolExecutor(len(processes)) as threads:
-            finished = {
-                threads.submit(process.communicate, "go\n", _LIMIT): number
-                for number, process in enumerate(processes)
-            }
-            for future in as_completed(finished):
-                number = finished[future]
-                outcomes[number] = (processes[number].returncode, future.result()[1])
-                progress.step()
-        return outcomes, time.monotonic() - started
+            told = list(threads.map(lambda each: each.communicate(timeout=_LIMIT)[1], processes))
     finally:
         for process in processes:
             process.kill()  # does nothing to one that has ended
-            process.wait()
+    tally.seconds += time.monotonic() - started
+    for wheels, process, complaint in zip(builds, processes, told, strict=True):
+        tally.count(wheels, process.returncode, complaint.decode(errors="replace"), expected)
 
 
-def build_rounds(
-    work: Path, expected: Content, label: str, builds: int, rounds: int, *, locked: bool
-) -> Tally:
-    """Rounds of concurrent builds, each round in a source tree that was never built before."""
-    tally = Tally(label)
-    with Progress(label, builds * rounds) as progress:
+def build_rounds(label: str, builds: int, rounds: int, *, locked: bool, group: int = 0) -> Tally:
+    """Rounds of builds, all or ``group`` at once; each round in a tree that was never built."""
+    tally, alone = Tally(label), Tally("alone")
+    with tempfile.TemporaryDirectory() as directory, progress(label, rounds) as step:
+        work, wheels = Path(directory), Path(directory, "alone")
+        build_at_once(
+            alone, {wheels: command(make_tree(work / "tree"), wheels, locked=False)}, None
+        )
+        expected = wheel_content(wheels)
+        if alone.failed or expected is None:
+            raise SystemExit(f"the project cannot even be built alone: {alone.complaints}")
         for number in range(rounds):
-            here = work / f"{label.replace(' ', '-')}-{number}"
-            tree = make_tree(here / "tree")
-            wheels = [here / "wheels" / str(each) for each in range(builds)]
-            outcomes, seconds = run_at_once(
-                [tree] * builds, wheels, work / "temp", progress, locked=locked
-            )
-            tally.seconds += seconds
-            for directory, (status, complaint) in zip(wheels, outcomes, strict=True):
-                tally.count(directory, status, complaint, expected)
+            tree = make_tree(work / f"tree-{number}")
+            each = [work / f"wheels-{number}" / str(build) for build in range(builds)]
+            while each:
+                now, each = each[: group or builds], each[group or builds :]
+                commands = {wheels: command(tree, wheels, locked=locked) for wheels in now}
+                build_at_once(tally, commands, expected)
+            step()
     return tally
 
 
-def build_alone(work: Path) -> Content:
-    """What the wheel of the project has to contain."""
-    tree, wheels = make_tree(work / "alone" / "tree"), work / "alone" / "wheels"
-    with Progress("alone", 1) as progress:
-        [(status, complaint)], _ = run_at_once(
-            [tree], [wheels], work / "temp", progress, locked=False
-        )
-    content = wheel_content(wheels)
-    if status != 0 or content is None:
-        raise SystemExit(f"the project cannot even be built alone:\n{complaint}")
-    return content
+def run(*, quick: bool) -> Any:
+    """The same for the README, and how long as many builds take in a row."""
+    from plots import GREEN, GREY, RED, bars
+    from report import Section
 
-
-def table(tallies: list[Tally]) -> str:
-    lines = [f"{'':<18}{'failed':>8}{'wrong wheel':>14}{'right':>8}{'wall time':>13}"]
-    lines += [
-        f"{tally.label:<18}{tally.failed:>8}{tally.wrong:>14}{tally.right:>8}"
-        f"{tally.seconds:>11.1f} s"
-        for tally in tallies
-    ]
-    return "\n".join(lines)
-
-
-def picture(tallies: list[Tally], builds: int, rounds: int) -> str:
-    return plots.stacked_bars(
-        f"{rounds} x {builds} concurrent builds of one source tree",
-        [
-            plots.Kind("failed", "bad"),
-            plots.Kind("succeeded, wrong wheel", "worse"),
-            plots.Kind("right wheel", "good"),
-        ],
-        [(tally.label, [tally.failed, tally.wrong, tally.right]) for tally in tallies],
-    )
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
-    parser.add_argument("--builds", type=int, default=10, metavar="N", help="at once (default 10)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="R", help="of each (default 3)")
-    parser.add_argument(
-        "--no-unlocked", action="store_true", help="leave out the builds without the lock"
-    )
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture here")
-    options = parser.parse_args()
-    if options.builds < 1 or options.rounds < 1:
-        parser.error("at least one build and one round")
-    return options
+    builds, rounds = (4, 1) if quick else (10, 3)
+    without = build_rounds("without the lock", builds, rounds, locked=False)
+    locked = build_rounds("with the lock", builds, rounds, locked=True)
+    in_a_row = build_rounds("in a row, without", builds, rounds, locked=False, group=1)
+    section = Section()
+    times = f"{rounds} times {builds} builds of one source tree"
+    frontend = f"pypa/build {version('build')} with setuptools {version('setuptools')}"
+    rows = [each.row() for each in (without, locked, in_a_row)]
+    section.table(f"{times}, {frontend}:", COLUMNS, rows)
+    bar = {each.label: [each.failed, each.wrong, each.right] for each in (without, locked)}
+    parts = {"failed": GREY, "succeeded, wrong wheel": RED, "right wheel": GREEN}
+    picture = bars(f"{times} at once", f"builds by {frontend}", bar, parts)
+    section.picture("concurrent-builds.svg", picture)
+    bad, share = locked.failed + locked.wrong, locked.seconds / in_a_row.seconds
+    section.goal("builds at once: failed or wrong", bad, 0, "this is what the lock is for")
+    reason = "who starts builds at once is done no later than who starts them one by one"
+    section.goal("builds at once, ÷ in a row without the lock", share, 1, reason)
+    return section
 
 
 def main() -> int:
-    options = parsed()
-    tallies = []
-    with tempfile.TemporaryDirectory(prefix="concurrent-builds-") as directory:
-        work = Path(directory)
-        expected = build_alone(work)
-        for label, locked in (("without the lock", False), ("with the lock", True)):
-            if locked or not options.no_unlocked:
-                tallies.append(
-                    build_rounds(
-                        work, expected, label, options.builds, options.rounds, locked=locked
-                    )
-                )
-    print(f"\n{options.rounds} x {options.builds} builds at once of one source tree\n")
-    print(table(tallies))
-    if options.svg is not None:
-        options.svg.parent.mkdir(parents=True, exist_ok=True)
-        options.svg.write_text(picture(tallies, options.builds, options.rounds), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
+    parser.add_argument("--builds", type=int, default=10, metavar="N", help="at once (default 10)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="R", help="of each (default 3)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temp:  # for the lock files as well
+        tempfile.tempdir = os.environ["TMPDIR"] = os.environ["TMP"] = temp
+        tallies = [
+            build_rounds(label, options.builds, options.rounds, locked=label == "with the lock")
+            for label in ("without the lock", "with the lock")
+        ]
+    print(f"\n{options.rounds} times {options.builds} builds of one tree at once by pypa/build:\n")
+    for first, *others in (COLUMNS, *(tally.row() for tally in tallies)):
+        print(f"{first:<18}", *(f"{each:>11}" for each in others))
     if tallies[-1].is_perfect():
         return 0
     print("\nWith the lock, every wheel should have been right.", *tallies[-1].complaints, sep="\n")

@@ -6,75 +6,37 @@ Makes a tree and a lock directory of its own in each DIRECTORY, measures all of 
 removes them again. For a shared file system, name a directory on it and one on a local disk.
 """
 
-from __future__ import annotations
-
-import argparse
 import fcntl
-import os
-import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import median
+
+from measure import interleaved
 
 from source_tree_lock import source_tree_lock
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+
+def milliseconds(enter: Callable[[], object], leave: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    for _ in range(50):
+        enter()
+        leave()
+    return (time.perf_counter() - started) / 50 * 1000
 
 
-def enter_and_leave(directory: Path) -> Callable[[], None]:
-    lock = source_tree_lock(directory, lock_dir=directory / "locks")
-
-    def once() -> None:
-        with lock:
-            pass
-
-    return once
-
-
-def bare_flock(directory: Path) -> Callable[[], None]:
-    descriptor = os.open(directory / "bare", os.O_RDWR | os.O_CREAT, 0o666)
-
-    def once() -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-
-    return once
-
-
-def milliseconds(once: Callable[[], None], times: int) -> float:
-    """The median of so many times."""
-    found = []
-    for _ in range(times):
-        started = time.perf_counter()
-        once()
-        found.append((time.perf_counter() - started) * 1000)
-    return statistics.median(found)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", nargs="+", type=Path)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--times", type=int, default=50, help="in each round")
-    options = parser.parse_args()
-    with ExitStack() as stack:
-        ways: dict[tuple[Path, str], Callable[[], None]] = {}
-        for parent in options.directory:
-            made = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent)))
-            ways[parent, "flock"] = bare_flock(made)
-            ways[parent, "enter and leave"] = enter_and_leave(made)
-        medians: dict[tuple[Path, str], list[float]] = {way: [] for way in ways}
-        for once in ways.values():
-            once()
-        for _ in range(options.rounds):
-            for way, once in ways.items():
-                medians[way].append(milliseconds(once, options.times))
-    for (parent, what), found in medians.items():
-        print(f"{statistics.median(found):8.3f} ms  {what:<16} {parent}")
-
-
-if __name__ == "__main__":
-    main()
+with ExitStack() as stack:
+    cases = {}
+    for parent in sys.argv[1:]:
+        made = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=parent)))
+        bare = stack.enter_context(open(made / "bare", "w"))
+        flock = (partial(fcntl.flock, bare, kind) for kind in (fcntl.LOCK_EX, fcntl.LOCK_UN))
+        lock = source_tree_lock(made, lock_dir=made / "locks")
+        cases[f"flock            {parent}"] = partial(milliseconds, *flock)
+        cases[f"enter and leave  {parent}"] = partial(milliseconds, lock.acquire, lock.release)
+    for name, found in interleaved("directories", cases, 20).items():
+        print(f"{median(found):8.3f} ms  {name}")

@@ -1,11 +1,12 @@
-"""Instructions to enter and leave a free tree, counted by callgrind: steady on a noisy machine.
+"""What the lock costs, counted and not timed: steady on a noisy machine, and so a guard for CI.
 
-    python benchmarks/instructions.py [--only CASE…]
+    python benchmarks/instructions.py [--instructions N] [--modules N] [--system-calls N]
 
-The kernel's are not counted. Needs valgrind.
+Prints the instructions of a free enter and leave in user space (callgrind, of valgrind), and the
+modules and system calls (strace) that our backend's import and first entry add to a hook's process.
+Exit status: 1 if one is above the number given. They differ between versions of Python: a number
+holds for the one that it was found with. It needs no more than the extra `test`.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -14,59 +15,71 @@ import subprocess
 import sys
 import tempfile
 
-_CASES = {
-    "bare flock, two locks": (
-        "import os, fcntl",
-        """a = os.open('lock', os.O_RDWR | os.O_CREAT); fcntl.flock(a, fcntl.LOCK_EX)
-    b = os.open('.', os.O_RDONLY); fcntl.flock(b, fcntl.LOCK_EX)
-    os.close(b); os.close(a)""",
-    ),
-    "source_tree_lock(path)": (
-        "from source_tree_lock import source_tree_lock",
-        "with source_tree_lock(here): pass",
-    ),
-    "source_tree_lock, entered again": (
-        "from source_tree_lock import source_tree_lock; source_tree_lock(here).acquire()",
-        "with source_tree_lock(here): pass",
-    ),
-    "portalocker.Lock(path)": ("import portalocker", "with portalocker.Lock('lock'): pass"),
-    "filelock.FileLock(path)": ("import filelock", "with filelock.FileLock('lock'): pass"),
-    "fasteners.InterProcessLock(path)": (
-        "import fasteners",
-        "with fasteners.InterProcessLock('lock'): pass",
-    ),
-}
+from sample import HOOK_IMPORTS
 
-_FEW, _MANY = 50, 250
+_ENTRIES = """
+import os
+from source_tree_lock import source_tree_lock
+here = os.getcwd()
+for _ in range({}):
+    with source_tree_lock(here): pass
+"""
+_HOOK = f"""
+import os, sys
+{HOOK_IMPORTS}
+before = set(sys.modules)
+os.access("begin", 0)
+import source_tree_lock.build_meta
+with source_tree_lock.source_tree_lock(): pass
+os.access("end", 0)
+print(*sorted(set(sys.modules) - before))
+"""
 
 
-def _count(directory: str, prepare: str, entry: str, times: int) -> int:
-    script = f"import os; here = os.getcwd()\n{prepare}\nfor _ in range({times}):\n    {entry}\n"
-    told = subprocess.run(
-        [
-            *("valgrind", "--tool=callgrind", f"--callgrind-out-file={directory}/callgrind"),
-            *(sys.executable, "-c", script),
-        ],
-        cwd=directory,
-        env={**os.environ, "PYTHONHASHSEED": "0", "TMPDIR": directory},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stderr
-    found = re.search(r"Collected : (\d+)", told)
-    assert found, told
-    return int(found[1])
+def _run(script: str, *tool: str) -> tuple[str, str]:
+    """What it says, and what the tool says of it."""
+    with tempfile.TemporaryDirectory() as directory:
+        environ = {**os.environ, "PYTHONHASHSEED": "0", "TMPDIR": directory}
+        command = [*tool, sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, check=True)
+        return done.stdout.decode(), done.stderr.decode()
 
 
-def main() -> None:
+def instructions() -> int:
+    """Of one enter and leave."""
+    counts = []
+    for times in (50, 250):
+        out = "--callgrind-out-file=out"
+        _, told = _run(_ENTRIES.format(times), "valgrind", "--tool=callgrind", out)
+        counts += map(int, re.findall(r"Collected : (\d+)", told))
+    return (counts[1] - counts[0]) // 200
+
+
+def hook_process() -> tuple[list[str], int]:
+    """The modules that our backend imports in a hook's process, and how many system calls."""
+    modules = _run(_HOOK)[0].split()  # compiles what was not
+    _, told = _run(_HOOK, "strace", "-f", "-qq")
+    between = told.partition('"begin"')[2].partition('"end"')[0]
+    return modules, len(re.findall(r"^(?:\[pid +\d+\] )?\w+\(", between, re.MULTILINE)) - 1
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
-    parser.add_argument("--only", nargs="+", choices=_CASES, default=list(_CASES), metavar="CASE")
-    for name in parser.parse_args().only:
-        prepare, entry = _CASES[name]
-        with tempfile.TemporaryDirectory() as directory:
-            few, many = (_count(directory, prepare, entry, times) for times in (_FEW, _MANY))
-        print(f"{name:<34}{(many - few) / (_MANY - _FEW):>12,.0f}", flush=True)
+    for what in ("instructions", "modules", "system-calls"):
+        parser.add_argument(f"--{what}", type=int, metavar="N", help="fail above this number")
+    limits = parser.parse_args()
+    modules, calls = hook_process()
+    status = 0
+    for what, found, limit in (
+        ("instructions of a free enter and leave", instructions(), limits.instructions),
+        (f"modules in a hook's process: {' '.join(modules)}", len(modules), limits.modules),
+        ("system calls in a hook's process", calls, limits.system_calls),
+    ):
+        verdict = "" if limit is None else "MORE THAN" if found > limit else "at most"
+        print(f"{found:>9,} {verdict and f'({verdict} {limit:,}) '}{what}", flush=True)
+        status |= limit is not None and found > limit
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,46 +1,29 @@
 """The locks that are compared, each as what makes a context manager for one entry."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import fasteners  # type: ignore[import-untyped]
 import filelock
 import portalocker
-from plots import Kind
+from plots import BLUE, DARK, LIGHT, ORANGE, PINK, RED, SKY
 
 from source_tree_lock import source_tree_lock
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
-    Enter = Callable[[], AbstractContextManager[object]]
-
 #: Longer than any wait here, in seconds; a lock that is told so waits with a timeout.
 LONG = 600.0
+OURS, OURS_BOUNDED = "source_tree_lock", "source_tree_lock, timeout"
+BARE, COMMAND = "bare flock", "flock(1)"
+PORTALOCKER, FILELOCK = "portalocker.Lock", "filelock.FileLock"
+FASTENERS = "fasteners.InterProcessLock"
+PEERS = [OURS, OURS_BOUNDED, BARE, COMMAND, PORTALOCKER, FILELOCK, FASTENERS]
+COLOURS = dict(zip(PEERS, (BLUE, SKY, DARK, LIGHT, PINK, RED, ORANGE), strict=True))
 
-OURS = "source_tree_lock"
-OURS_BOUNDED = "source_tree_lock, timeout"
-BARE = "bare flock"
-COMMAND = "flock(1)"
-PORTALOCKER = "portalocker.Lock"
-FILELOCK = "filelock.FileLock"
-FASTENERS = "fasteners"
-
-KINDS = {
-    OURS: Kind(OURS, "ours"),
-    OURS_BOUNDED: Kind(OURS_BOUNDED, "bounded"),
-    BARE: Kind(BARE, "kernel"),
-    COMMAND: Kind(COMMAND, "command"),
-    PORTALOCKER: Kind(PORTALOCKER, "portalocker"),
-    FILELOCK: Kind(FILELOCK, "filelock"),
-    FASTENERS: Kind(FASTENERS, "fasteners"),
-}
+Enter = Callable[[], AbstractContextManager[object]]
 
 
 class Flock:
@@ -48,47 +31,36 @@ class Flock:
 
     def __init__(self, *paths: str) -> None:
         self._paths = paths
-        self._descriptors: list[int] = []
 
     def __enter__(self) -> None:
-        for path in self._paths:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._descriptors.append(descriptor)
+        self._descriptors = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self._paths]
+        for descriptor in self._descriptors:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
 
     def __exit__(self, *exc_info: object) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        for descriptor in self._descriptors:
+            os.close(descriptor)
 
 
-class FlockCommand:
-    """flock(1) as shell scripts use it: it locks a descriptor of the script's, and ends."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._descriptor = -1
-
-    def __enter__(self) -> None:
-        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        subprocess.run(["flock", str(self._descriptor)], pass_fds=[self._descriptor], check=True)
-
-    def __exit__(self, *exc_info: object) -> None:
-        os.close(self._descriptor)
+@contextmanager
+def _flock_command(path: str) -> Iterator[None]:
+    """As shell scripts use it: it locks a descriptor of the script's, and ends."""
+    with open(path) as file:
+        subprocess.run(["flock", str(file.fileno())], pass_fds=[file.fileno()], check=True)
+        yield
 
 
 def blocking_peers(directory: Path) -> dict[str, Enter]:
     """The ways to wait for a lock, as each is meant to be used; a lock file of its own for each."""
-    tree = directory / "tree"
-    tree.mkdir(exist_ok=True)
-    paths = {name: str(directory / f"lock-{number}") for number, name in enumerate(KINDS)}
-    for path in paths.values():
-        open(path, "a").close()
+    bare, command, portalocked, filelocked, fastened = (str(directory / each) for each in PEERS[2:])
+    for path in (bare, command):
+        open(path, "w").close()
     return {
-        OURS: lambda: source_tree_lock(tree),
-        OURS_BOUNDED: lambda: source_tree_lock(tree, timeout=LONG),
-        BARE: lambda: Flock(paths[BARE]),
-        COMMAND: lambda: FlockCommand(paths[COMMAND]),
-        PORTALOCKER: lambda: portalocker.Lock(paths[PORTALOCKER], timeout=LONG),
-        FILELOCK: lambda: filelock.FileLock(paths[FILELOCK], timeout=LONG),
-        FASTENERS: lambda: fasteners.InterProcessLock(paths[FASTENERS]),
+        OURS: lambda: source_tree_lock(directory),
+        OURS_BOUNDED: lambda: source_tree_lock(directory, timeout=LONG),
+        BARE: lambda: Flock(bare),
+        COMMAND: lambda: _flock_command(command),
+        PORTALOCKER: lambda: portalocker.Lock(portalocked, timeout=LONG),
+        FILELOCK: lambda: filelock.FileLock(filelocked, timeout=LONG),
+        FASTENERS: lambda: fasteners.InterProcessLock(fastened),
     }

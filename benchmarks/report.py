@@ -1,137 +1,91 @@
-"""What a benchmark found: tables, plots and goals, as text and as Markdown."""
+"""What a benchmark found, kept as JSON and SVG, and written into the README beside this file."""
 
-from __future__ import annotations
-
+import json
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from plots import number
+import plots
+from matplotlib.figure import Figure
+from measure import number
 
-_PACKAGES = (
-    "source-tree-lock portalocker filelock fasteners build pip setuptools redis pyperf"
-).split()
-
-
-class Goal:
-    """A number that is to be reached.
-
-    Attributes:
-        what: the number, in words.
-        measured: what it is here.
-        limit: what it may be at most.
-        unit: of both; empty for a ratio.
-    """
-
-    def __init__(self, what: str, measured: float, limit: float, unit: str = "") -> None:
-        self.what = what
-        self.measured = measured
-        self.limit = limit
-        self.unit = f" {unit}" if unit else ""
-
-    def row(self) -> list[str]:
-        verdict = "reached" if self.measured <= self.limit else "**missed**"
-        return [
-            self.what,
-            f"{number(self.limit)}{self.unit}",
-            f"{number(self.measured)}{self.unit}",
-            verdict,
-        ]
+RESULTS = Path(__file__).with_name("results")
+_README = Path(__file__).with_name("README.md")
+_PACKAGES = "source-tree-lock portalocker filelock fasteners build pip setuptools uv".split()
 
 
 class Section:
-    """The outcome of one benchmark.
+    """The outcome of one benchmark."""
 
-    Attributes:
-        name: of its files.
-        title: its heading.
-        intro: what was measured, and how.
-        tables: a caption, the names of the columns, and the rows of each.
-        plots: file name and SVG of each.
-        files: name and text of what else is to be kept.
-        goals: what it was to reach.
-    """
+    def __init__(self) -> None:
+        self._tables: list[Any] = []
+        self._goals: list[list[str]] = []
+        self._figures: dict[str, Figure] = {}
 
-    def __init__(self, name: str, title: str, intro: str) -> None:
-        self.name = name
-        self.title = title
-        self.intro = intro
-        self.tables: list[tuple[str, list[str], list[list[str]]]] = []
-        self.plots: dict[str, str] = {}
-        self.files: dict[str, str] = {}
-        self.goals: list[Goal] = []
+    def table(self, caption: str, columns: list[str], rows: list[list[str]]) -> None:
+        self._tables.append([caption, columns, rows])
 
-    def text(self) -> str:
-        """For a terminal."""
-        parts = [f"\n== {self.title}"]
-        for caption, columns, rows in self.tables:
-            parts += [f"\n{caption}", _aligned(columns, rows)]
-        return "\n".join(parts)
+    def picture(self, file: str, figure: Figure) -> None:
+        self._figures[file] = figure
 
-    def markdown(self) -> str:
-        """For a page, with the plots."""
-        parts = [f"# {self.title}\n", f"{self.intro}\n", f"{machine()}\n"]
-        for caption, columns, rows in self.tables:
-            parts += [f"{caption}\n", _markdown_table(columns, rows)]
-        parts += [f"![{self.title}]({name})\n" for name in self.plots]
-        return "\n".join(parts)
+    def goal(self, what: str, measured: float, limit: float, reason: str, unit: str = "") -> None:
+        """``measured`` is to be at most ``limit``, for a reason that a user feels, in a line."""
+        numbers = (f"{number(each)} {unit}".strip() for each in (limit, measured))
+        verdict = "reached" if measured <= limit else "**missed**"
+        self._goals.append([what, *numbers, verdict, reason])
 
-    def write(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
-        for name, text in {**self.plots, **self.files}.items():
-            (directory / name).write_text(text, encoding="utf-8")
+    def publish(self, name: str, results: Path) -> str:
+        """Keep it in ``results`` under this name, and give it as Markdown."""
+        for file, figure in self._figures.items():
+            plots.save(figure, results / file)
+        kept = {"machine": _machine(), "tables": self._tables, "goals": self._goals}
+        text = json.dumps({**kept, "pictures": list(self._figures)}, indent=1, ensure_ascii=False)
+        (results / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        return f"{_tables(kept)}\n{_goals(self._goals) if self._goals else ''}"
 
 
-_GOAL_COLUMNS = ["", "at most", "measured", ""]
+def write_readme() -> None:
+    """Put what is kept in the results between the markers of the README."""
+    kept = {each.stem: json.loads(each.read_text("utf-8")) for each in RESULTS.glob("*.json")}
+    blocks = {name: _tables(each) + _pictures(each) for name, each in kept.items()}
+    blocks["goals"] = _goals([goal for _, each in sorted(kept.items()) for goal in each["goals"]])
+    blocks["machine"] = "\n".join(sorted({f"{each['machine']}." for each in kept.values()})) + "\n"
+
+    def block(found: re.Match[str]) -> str:
+        content = blocks.get(found[1], "Not measured yet.\n")
+        return f"<!-- {found[1]} -->\n\n{content}\n{found[2]}"
+
+    text = _README.read_text("utf-8")
+    text = re.sub(r"<!-- (\w+) -->\n.*?(<!-- /\1 -->)", block, text, flags=re.DOTALL)
+    _README.write_text(text, encoding="utf-8")
 
 
-def goals_text(sections: list[Section]) -> str:
-    return _aligned(_GOAL_COLUMNS, [goal.row() for each in sections for goal in each.goals])
+def _tables(kept: dict[str, Any]) -> str:
+    return "\n".join(f"{caption}\n\n{_table(*table)}" for caption, *table in kept["tables"])
 
 
-def goals_markdown(sections: list[Section]) -> str:
-    rows = [goal.row() for each in sections for goal in each.goals]
-    return f"# Goals\n\n{machine()}\n\n{_markdown_table(_GOAL_COLUMNS, rows)}"
+def _pictures(kept: dict[str, Any]) -> str:
+    return "".join(f"\n![{Path(each).stem}](results/{each})\n" for each in kept["pictures"])
 
 
-def _aligned(columns: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    lines = []
-    for row in [columns, *rows]:
-        first, *others = zip(row, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+def _goals(goals: list[list[str]]) -> str:
+    return _table(["goal", "at most", "measured", "verdict", "why"], goals)
 
 
-def _markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    alignment = ["---", *["---:"] * (len(columns) - 1)]
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    alignment = ["---" if each in (columns[0], "why") else "---:" for each in columns]
     return "".join(f"| {' | '.join(row)} |\n" for row in [columns, alignment, *rows])
 
 
-def machine() -> str:
-    """The machine, the system and the versions, in one sentence."""
-    versions = ", ".join(f"{name} {version}" for name in _PACKAGES if (version := _version(name)))
+def _machine() -> str:
+    installed = {each.name: each.version for each in metadata.distributions()}
+    versions = ", ".join(f"{name} {installed[name]}" for name in _PACKAGES if name in installed)
+    cpuinfo = Path("/proc/cpuinfo")
+    found = cpuinfo.exists() and re.search(r"model name\s*: (.*)", cpuinfo.read_text())
     system = f"{platform.system()} {platform.release().split('-')[0]}"
-    return (
-        f"{_processor()}, {os.cpu_count()} logical CPUs; {system}; "
-        f"{platform.python_implementation()} {platform.python_version()}; {versions}."
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    processor = found[1] if found else platform.machine()
+    return f"{processor}, {os.cpu_count()} logical CPUs; {system}; {python}; {versions}"

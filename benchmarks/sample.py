@@ -1,13 +1,8 @@
 """Sample setuptools projects to build, and what a wheel of one has to contain."""
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 _PYPROJECT = """\
 [build-system]
@@ -15,32 +10,31 @@ requires = ["setuptools"]
 build-backend = "{backend}"
 
 [project]
-name = "{name}"
+name = "sample"
 version = "1.0"
 
 [tool.setuptools.packages.find]
 where = ["src"]
 
 [tool.setuptools.package-data]
-{name} = ["data/*.txt"]
+sample = ["data/*.txt"]
 """
+#: What a hook's process has imported when our backend is imported: pyproject_hooks' script does.
+HOOK_IMPORTS = (
+    "import glob, importlib.machinery, json, re, shutil, traceback, setuptools.build_meta"
+)
 
 #: What a wheel holds: the name of each file with the hash of its content.
 Content = list[tuple[str, str]]
 
 
 def make_tree(
-    directory: Path,
-    *,
-    backend: str = "setuptools.build_meta",
-    name: str = "sample",
-    modules: int = 30,
-    data: int = 10,
+    directory: Path, backend: str = "setuptools.build_meta", modules: int = 30, data: int = 10
 ) -> Path:
     """Make a setuptools project with so many modules and files of package data."""
-    package = directory / "src" / name
+    package = directory / "src" / "sample"
     (package / "data").mkdir(parents=True)
-    (directory / "pyproject.toml").write_text(_PYPROJECT.format(name=name, backend=backend))
+    (directory / "pyproject.toml").write_text(_PYPROJECT.format(backend=backend))
     (package / "__init__.py").write_text("")
     for number in range(modules):
         lines = (f"def function_{each}():\n    return {number * each}\n\n" for each in range(40))
@@ -52,17 +46,15 @@ def make_tree(
 
 def wheel_content(directory: Path) -> Content | None:
     """What the one wheel in ``directory`` holds; ``None`` when there is none that can be read."""
-    wheels = list(directory.glob("*.whl"))
-    if len(wheels) != 1:
-        return None
     content = []
     try:
-        with zipfile.ZipFile(wheels[0]) as archive:
+        (wheel,) = directory.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
             for member in archive.infolist():
                 data = archive.read(member)
                 if member.filename.endswith("/RECORD"):
                     data = b"\n".join(sorted(data.splitlines()))  # its order means nothing
                 content.append((member.filename, hashlib.sha256(data).hexdigest()))
-    except (zipfile.BadZipFile, EOFError, OSError):
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError):
         return None
     return sorted(content)

@@ -1,58 +1,45 @@
-"""How fast the lock is, beside its peers in the same run.
+"""How fast the lock is, beside its peers in the same run: README.md says what is measured.
 
-    python -m pip install -e '.[bench]' && python benchmarks/speed.py
+    python -m pip install -e '.[bench]' && python benchmarks/speed.py [--quick] [names…]
 
-It takes some minutes, and wants the machine for itself; `--quick` takes seconds, `--only NAME…`
-runs some of the benchmarks. All numbers are ratios to peers in the same run, in rounds that
-take the cases in turns; tables show the median of the rounds.
-
-Writes one page for each benchmark, with its plots, and one with the goals.
+Without names it measures all that takes time, in twelve minutes, and wants the machine for itself.
+Each name is that of a file here. Results go to results/, and from there into README.md; those of
+`--quick`, which takes seconds and tells only that all works, elsewhere.
 """
 
-from __future__ import annotations
-
 import argparse
+import importlib
+import os
+import sys
+import tempfile
 from pathlib import Path
 
-import busy_tree
-import free_tree
-import growth
-import import_time
-import one_process
-import whole_builds
-from report import goals_markdown, goals_text
+from report import RESULTS, write_readme
+from rich.console import Console
+from rich.markdown import Markdown
 
-BENCHMARKS = {
-    "free": free_tree.run,
-    "busy": busy_tree.run,
-    "one-process": one_process.run,
-    "growth": growth.run,
-    "import": import_time.run,
-    "builds": whole_builds.run,
-}
-
-
-def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
-    parser.add_argument(
-        "--results", type=Path, default=Path(__file__).with_name("results"), metavar="DIR"
-    )
-    return parser.parse_args()
+_TIMED = "concurrent_builds whole_builds hook_process free_tree busy_tree growth".split()
+_OTHERS = ["uv_gap", "comparison"]
 
 
 def main() -> None:
-    options = parsed()
-    sections = []
-    for name in options.only:
-        section = BENCHMARKS[name](quick=options.quick)
-        section.write(options.results)
-        print(section.text())
-        sections.append(section)
-    print(f"\n{goals_text(sections)}")
-    if set(options.only) == set(BENCHMARKS):
-        (options.results / "goals.md").write_text(goals_markdown(sections), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(_TIMED + _OTHERS)}")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes")
+    options = parser.parse_args()
+    if unknown := set(options.names) - {*_TIMED, *_OTHERS}:
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    results = Path(tempfile.mkdtemp(prefix="benchmarks-")) if options.quick else RESULTS
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as temp:
+        # Lock files of thousands of trees, and all else that is made, go with it.
+        tempfile.tempdir = os.environ["TMPDIR"] = temp
+        for name in options.names or _TIMED:
+            section = importlib.import_module(name).run(quick=options.quick)
+            console.print(Markdown(f"# {name}\n\n{section.publish(name, results)}"))
+    if not options.quick:
+        write_readme()
+    console.print(f"Results are in {results}")
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ def refuse_endless_wait(entry: Entry) -> None:
     green = are_threads_green()  # then others go on while this one waits
     if entry.is_plain and not green and _is_blocked_by_own_thread(entry):
         raise RuntimeError(
-            f"source tree {_tree_of(entry).path!r} is already being entered by this very thread, in a task "
-            "of its event loop or in what a signal handler has interrupted: neither could go on "
-            "while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
+            f"source tree {_tree_of(entry).path!r} is being entered by this very thread already, "
+            "in a task of its event loop or in what a signal handler has interrupted: neither could "
+            "go on while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
         )
     hold = in_the_way(entry)
     if hold is None:
@@ -88,9 +88,11 @@ def _is_blocked_by_own_thread(entry: Entry) -> bool:
 def in_the_way(entry: Entry) -> Hold | None:
     """What this process holds of the tree, or by its lock file: a digest may give two trees one."""
     hold = hold_of(_tree_of(entry).identity)
-    if hold is None:
+    file = entry.locks.file
+    if hold is None and file is not None:
         for each in all_holds():
-            if each.file is not None and each.file.path == entry.lock_file:
+            # By the inode: the path of one lock directory may be spelled in two ways.
+            if each.file is not None and each.file.identity == file.identity:
                 return each
     return hold
 

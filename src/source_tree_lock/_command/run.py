@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from .._lock import LockOptions
+    from .._options import LockOptions
     from .options import Options
 
 
