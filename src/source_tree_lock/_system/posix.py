@@ -196,15 +196,14 @@ def run_command(command: list[str], environ: dict[str, str], descriptors: list[i
         os.set_inheritable(descriptor, True)
     pid = _spawn(command, environ, before)
     while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
         number = signal.sigwait(awaited)
         if number in forwarded:
             # It is there, at least as a zombie; another user's, as with sudo, gets nothing.
             with suppress(PermissionError):
                 os.kill(pid, number)
-            continue
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
 
 
 def _spawn(command: list[str], environ: dict[str, str], mask: set[int]) -> int:
@@ -216,11 +215,11 @@ def _spawn(command: list[str], environ: dict[str, str], mask: set[int]) -> int:
         return os.posix_spawnp(command[0], command, environ, setsigmask=mask, setsigdef=ignored)
     import subprocess  # PyPy
 
-    process = subprocess.Popen(
-        command,
-        env=environ,
-        close_fds=False,
-        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),  # noqa: PLW1509
-    )
+    # Not by preexec_fn, with which the child would run the hooks of a fork, and close our locks.
+    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        process = subprocess.Popen(command, env=environ, close_fds=False)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     process.returncode = 0  # nobody but the caller is to wait for it
     return process.pid
