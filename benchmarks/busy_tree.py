@@ -128,7 +128,9 @@ def run(*, quick: bool) -> Section:
         title, colours = f"A busy tree: {what} (holds of 2 ms)", list(COLOURS.values())
         picture = lines(title, ("processes", unit), by_count, colours, limit)
         section.picture(f"busy-{what.replace(' ', '-')}.svg", picture)
-        for name in (OURS, OURS_BOUNDED) if limit else ():
+        for name in (OURS, OURS_BOUNDED):
+            if limit is None:
+                break
             worst = max(loads, key=partial(value, name))
             words = f"{name}: {what}, worst ({worst})"
             section.goal(words, value(name, worst), limit, reason, unit)
