@@ -12,7 +12,17 @@ from support import LIMIT, open_descriptors
 
 HERE = Path(__file__).parent
 #: What runs on Windows. The others need pipes that select(2) takes, flock(1), /proc or fork(2).
-ON_WINDOWS = frozenset(("test_digest.py", "test_house.py", "test_tree.py", "test_windows.py"))
+ON_WINDOWS = frozenset(
+    HERE.joinpath(*name.split("/"))
+    for name in (
+        "paths/test_digest.py",
+        "paths/test_lock_file.py",
+        "paths/test_tree.py",
+        "system/test_lockers.py",
+        "system/test_windows.py",
+        "test_house.py",
+    )
+)
 
 
 def pytest_configure() -> None:
@@ -25,23 +35,37 @@ def pytest_configure() -> None:
 
 
 def pytest_report_header() -> list[str]:
-    return [f"on Windows: {', '.join(sorted(ON_WINDOWS))} only"] if os.name == "nt" else []
+    names = sorted(path.relative_to(HERE).as_posix() for path in ON_WINDOWS)
+    return [f"on Windows: {', '.join(names)} only"] if os.name == "nt" else []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the longer version of each test")
     parser.addoption(
+        "--corpus",
+        action="store_true",
+        help="build real projects from the package index too, and kill their builds",
+    )
+    parser.addoption(
         "--cluster",
         action="store_true",
         help="run the tests on a real cluster file system too: needs root, FUSE and GlusterFS",
     )
+    parser.addoption(
+        "--own-suites",
+        action="store_true",
+        help="run the frontends' own test suites too: half an hour, and a package index",
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    if os.name == "nt" and collection_path.parent == HERE:
-        return None if collection_path.name in ON_WINDOWS else True
-    wanted = bool(config.getoption("--cluster"))
-    return True if collection_path.name == "cluster" and not wanted else None
+    if os.name == "nt" and HERE in collection_path.parents:
+        is_wanted = any(collection_path in (path, *path.parents) for path in ON_WINDOWS)
+        return None if is_wanted or collection_path.name in ("__init__.py", "conftest.py") else True
+    option = {"cluster": "--cluster", "corpus": "--corpus", "own_suites": "--own-suites"}.get(
+        collection_path.name
+    )
+    return True if option is not None and not config.getoption(option) else None
 
 
 @pytest.fixture

@@ -184,19 +184,27 @@ def is_free(path: str | Path) -> bool:
     return True
 
 
-def own_mounts() -> tuple[str, ...]:
-    """What is put before a command that is to mount, unseen by others; skips where it may not."""
+def unshared(*options: str) -> tuple[str, ...]:
+    """What is put before a command that is to have namespaces of its own (unshare(1)).
+
+    Skips the test where nobody may make them: in a chroot whose root is no mount point, say.
+    """
     import pytest  # not in the children that import this module
 
     if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("only root mounts, and only Linux has mount namespaces")
-    prefix = ("unshare", "--mount", "--propagation", "private", "--")
+        pytest.skip("only Linux has namespaces, and only root makes them")
+    prefix = ("unshare", *options, "--")
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare(1)")
     tried = subprocess.run([*prefix, "true"], capture_output=True, timeout=LIMIT)
     if tried.returncode:
-        pytest.skip(f"no mount namespaces here: {tried.stderr.decode().strip()}")
+        pytest.skip(f"no such namespaces here: {tried.stderr.decode().strip()}")
     return prefix
+
+
+def own_mounts() -> tuple[str, ...]:
+    """What is put before a command that is to mount, unseen by others; skips where it may not."""
+    return unshared("--mount", "--propagation", "private")
 
 
 #: Code that locks the file `alive` in its working directory for the life of its process: where that

@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
-from collections.abc import Iterator
+import graphlib
+import inspect
+import re
+import typing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from support import LIMIT
+from bare import SOURCE, in_a_bare_interpreter
 
 import source_tree_lock
+from source_tree_lock import adapters
 
 PACKAGE = "source_tree_lock"
-SOURCE = Path(source_tree_lock.__file__).parent
 
-#: Each module may import what stands before it, and nothing else of the library.
-LOWEST_FIRST = [
-    "_log",
-    "_digest",
-    "_process",
-    "_holder",
-    "errors",
-    "_kernel",
-    "_lock_file",
-    "_mounts",
-    "_tree",
-    "_owner",
-    "_record",
-    "_who_holds",
-    "_handover",
-    "_hold",
-    "_waiting",
-    "_entry",
-    "_lock",
-    "__init__",
-    "adapters.rule",
-    "adapters.runner",
-    "adapters.hooks",
-    "adapters.__init__",
-    "build_meta",
-    "__main__",
-]
+#: The core. Each module may import what stands before it, and nothing else of the library.
+LOWEST_FIRST: Sequence[str] = """
+    errors
+    _system.lockers  _system.posix  _system.windows  _system.__init__
+    _log
+    _kernel_lock
+    _under_way  _owner
+    _paths.__init__  _paths.digest  _paths.lock_file  _paths.mounts  _paths.tree
+    _holder.__init__  _holder.processes  _holder.kernel_list  _holder.holder  _holder.record
+    _holder.look  _holder.circle
+    _wait
+    _handover  _held  _line  _locks
+    _endless  _waiting  _entry
+    _decorator  _lock
+    __init__
+""".split()
+
+#: The faces. Each may import the core and the faces before it.
+FACES = ["adapters", "build_meta", "_command", "plugins", "__main__"]
+
+#: The only room that asks which system this is.
+SYSTEM = "_system"
+
+#: Of how many lines each may be, at most.
+LONGEST_STORY, LONGEST_CLASS, LONGEST_FILE, LARGEST_CORE = 250, 250, 350, 2700
+
+
+def face_of(name: str) -> str | None:
+    """The face that a module belongs to; none if it is of the core."""
+    first = name.split(".", maxsplit=1)[0]
+    return first if first in FACES else None
 
 
 def modules() -> dict[str, Path]:
@@ -77,6 +84,8 @@ def imported(name: str, source: str) -> set[str]:
             path = [*parts, each]
             if (SOURCE.joinpath(*path).with_suffix(".py")).exists():
                 found.add(".".join(path))
+            elif SOURCE.joinpath(*path, "__init__.py").exists():
+                found.add(".".join([*path, "__init__"]))
             elif SOURCE.joinpath(*parts).is_dir():
                 found.add(".".join([*parts, "__init__"]))
             else:
@@ -102,50 +111,89 @@ def imported(name: str, source: str) -> set[str]:
 
 
 def test_every_module_has_its_place() -> None:
-    assert sorted(modules()) == sorted(LOWEST_FIRST)
+    core = [name for name in modules() if face_of(name) is None]
+    assert sorted(core) == sorted(LOWEST_FIRST)
 
 
 @pytest.mark.parametrize("name", LOWEST_FIRST)
-def test_imports_run_downwards(name: str) -> None:
+def test_imports_of_the_core_run_downwards(name: str) -> None:
     below = set(LOWEST_FIRST[: LOWEST_FIRST.index(name)])
     upwards = imported(name, modules()[name].read_text("utf-8")) - below
     assert not upwards, f"{name} imports {', '.join(sorted(upwards))}, which stand above it"
 
 
+@pytest.mark.parametrize("face", FACES)
+def test_a_face_imports_the_core_and_the_faces_below_it(face: str) -> None:
+    below = {None, *FACES[: FACES.index(face) + 1]}
+    for name, path in modules().items():
+        if face_of(name) == face:
+            found = imported(name, path.read_text("utf-8"))
+            upwards = {each for each in found if face_of(each) not in below}
+            assert not upwards, f"{name} imports {', '.join(sorted(upwards))}, which stand above it"
+
+
+def test_imports_run_in_no_circle() -> None:
+    imports = {name: imported(name, path.read_text("utf-8")) for name, path in modules().items()}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, and tells the circle
+
+
+@pytest.mark.parametrize("name", [each for each in modules() if not each.startswith(SYSTEM)])
+def test_nobody_else_asks_which_system_this_is(name: str) -> None:
+    asked = {
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(modules()[name].read_text("utf-8")))
+        if isinstance(node, (ast.Attribute, ast.ImportFrom))
+    }
+    asks = re.compile(r"(sys\.platform|os\.name|platform\.system)$|from (sys|os|platform) import")
+    assert [each for each in asked if asks.match(each)] == []
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_text("utf-8").splitlines())
+
+
+def test_the_story_of_getting_in_stays_short() -> None:
+    assert lines_of(SOURCE / "_entry.py") < LONGEST_STORY
+
+
+@pytest.mark.parametrize("name", modules())
+def test_no_room_and_no_class_is_too_long_to_be_read(name: str) -> None:
+    path = modules()[name]
+    assert lines_of(path) <= LONGEST_FILE
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < LONGEST_CLASS, node.name
+
+
+def test_the_core_fits_in_ones_head() -> None:
+    assert sum(map(lines_of, map(modules().__getitem__, LOWEST_FIRST))) < LARGEST_CORE
+
+
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
-        ("_tree", "from ._lock import x", {"_lock"}),
-        ("_tree", "from . import _lock, cache_digest", {"_lock", "__init__"}),
-        ("_tree", "def f():\n    from source_tree_lock._lock import x", {"_lock"}),
-        ("_tree", "import source_tree_lock._lock as lock", {"_lock"}),
-        ("_tree", "import source_tree_lock", {"__init__"}),
-        ("_tree", "from source_tree_lock import source_tree_lock", {"__init__"}),
+        ("_line", "from ._lock import x", {"_lock"}),
+        ("_line", "from . import _lock, cache_digest", {"_lock", "__init__"}),
+        ("_line", "def f():\n    from source_tree_lock._lock import x", {"_lock"}),
+        ("_line", "import source_tree_lock._lock as lock", {"_lock"}),
+        ("_line", "import source_tree_lock", {"__init__"}),
+        ("_line", "from source_tree_lock import source_tree_lock", {"__init__"}),
         ("adapters.rule", "from .._lock import x", {"_lock"}),
         ("adapters.rule", "from .hooks import x", {"adapters.hooks"}),
         ("adapters.__init__", "from .hooks import x", {"adapters.hooks"}),
         ("adapters.__init__", "from . import hooks", {"adapters.hooks"}),
-        ("_tree", "from .adapters import locked_hooks", {"adapters.__init__"}),
-        ("_tree", "import os\nfrom typing import Any", set()),
-        ("_tree", "if TYPE_CHECKING:\n    from ._lock import x", set()),
-        ("_tree", "if TYPE_CHECKING:\n    pass\nelse:\n    from ._lock import x", {"_lock"}),
+        ("_line", "from .adapters import locked_hooks", {"adapters.__init__"}),
+        ("_holder.look", "from .. import _system", {"_system.__init__"}),
+        ("_line", "import os\nfrom typing import Any", set()),
+        ("_line", "if TYPE_CHECKING:\n    from ._lock import x", set()),
+        ("_line", "if TYPE_CHECKING:\n    pass\nelse:\n    from ._lock import x", {"_lock"}),
     ],
 )
 def test_an_import_that_runs_upwards_would_be_found(
     name: str, source: str, expected: set[str]
 ) -> None:
     assert imported(name, source) == expected
-
-
-def in_a_bare_interpreter(code: str, *options: str) -> str:
-    prelude = f"import sys; sys.path[:0] = {[str(SOURCE.parent)]!r}\n"
-    return subprocess.run(
-        [sys.executable, *options, "-c", prelude + code],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    ).stdout
 
 
 #: What takes longer to import than the library, and what only some of its uses need.
@@ -166,80 +214,6 @@ def test_an_import_of_the_library_imports_nothing_expensive() -> None:
     assert set(told.split()) & set(EXPENSIVE) == set()
 
 
-def test_portalocker_is_imported_at_the_first_acquisition(tmp_path: Path) -> None:
-    told = in_a_bare_interpreter(
-        "def is_there(): return any('portalocker' in name for name in sys.modules)\n"
-        "from source_tree_lock import source_tree_lock\n"
-        f"lock = source_tree_lock({str(tmp_path)!r})\n"
-        "lock.lock_file, lock.tree, lock.locked(), repr(lock)\n"
-        "print(is_there())\n"
-        "with lock: print(is_there())"
-    )
-    assert told.split() == ["False", "True"]
-
-
-def test_an_acquisition_does_not_import_redis_with_portalocker(tmp_path: Path) -> None:
-    tree, site = tmp_path / "tree", tmp_path / "site"
-    tree.mkdir()
-    site.mkdir()
-    (site / "redis.py").write_text("print('redis')")
-    told = in_a_bare_interpreter(
-        f"sys.path.insert(0, {str(site)!r})\n"
-        "from source_tree_lock import source_tree_lock\n"
-        f"with source_tree_lock({str(tree)!r}): print('held')\n"
-        "import portalocker\n"
-        "print(portalocker.Lock.__module__)"  # others get it whole
-    )
-    assert told.split() == ["held", "redis", "portalocker.utils"]
-
-
-def test_a_portalocker_that_is_there_serves(tmp_path: Path) -> None:
-    told = in_a_bare_interpreter(
-        "import portalocker\n"
-        "from source_tree_lock import source_tree_lock\n"
-        f"with source_tree_lock({str(tmp_path)!r}): pass\n"
-        "print(*(name for name in sys.modules if name.endswith('.portalocker')))"
-    )
-    assert told.split() == ["portalocker.portalocker"]
-
-
-#: Finds no module whose name starts so.
-FINDER = """
-from importlib.machinery import PathFinder
-class Finder(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        return None if name.startswith({!r}) else super().find_spec(name, path, target)
-sys.meta_path[:] = [Finder if each is PathFinder else each for each in sys.meta_path]
-"""
-
-
-def test_where_modules_are_found_by_their_own_names_alone_portalocker_serves_whole(
-    tmp_path: Path,
-) -> None:
-    told = in_a_bare_interpreter(
-        FINDER.format("source_tree_lock._portalocker.")
-        + "from source_tree_lock import source_tree_lock\n"
-        f"with source_tree_lock({str(tmp_path)!r}) as lock: print(lock.locked())\n"
-        "print('portalocker.portalocker' in sys.modules)"
-    )
-    assert told.split() == ["True", "True"]
-
-
-def test_without_portalocker_nobody_gets_in(tmp_path: Path) -> None:
-    told = in_a_bare_interpreter(
-        FINDER.format("portalocker")
-        + "from source_tree_lock import LockUnavailable, source_tree_lock\n"
-        f"lock = source_tree_lock({str(tmp_path)!r})\n"
-        "try:\n"
-        "    with lock: print('held')\n"
-        "except LockUnavailable as error: print(error)\n"
-        "print(lock.locked())"
-    )
-    assert "No module named 'portalocker'" in told
-    assert told.splitlines()[1:] == ["False"]
-
-
 def test_the_backend_imports_setuptools_only_when_it_is_asked_for_a_hook() -> None:
     told = in_a_bare_interpreter(
         "import source_tree_lock.build_meta as backend\n"
@@ -248,3 +222,13 @@ def test_the_backend_imports_setuptools_only_when_it_is_asked_for_a_hook() -> No
         "print('setuptools' in sys.modules)"
     )
     assert told.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("module", [source_tree_lock, adapters], ids=lambda each: each.__name__)
+def test_the_types_of_every_public_function_can_be_asked_for(module: ModuleType) -> None:
+    functions = [getattr(module, name) for name in module.__all__]
+    functions = [each for each in functions if inspect.isfunction(each)]
+    assert functions
+    for function in functions:
+        hints = typing.get_type_hints(function)
+        assert hints.keys() == {*inspect.signature(function).parameters, "return"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import time
 
@@ -10,7 +9,7 @@ from ._held import all_holds, hold_of, was_started_from
 from ._kernel_lock import forgets_in_child, guard, leads_to
 from ._log import logger
 from ._owner import are_threads_green
-from ._system import block_signals
+from ._system import start_thread
 from ._under_way import others_under_way
 
 TYPE_CHECKING = False
@@ -40,9 +39,9 @@ def refuse_endless_wait(entry: Entry) -> None:
     green = are_threads_green()  # then others go on while this one waits
     if entry.is_plain and not green and _is_blocked_by_own_thread(entry):
         raise RuntimeError(
-            f"source tree {_tree_of(entry).path!r} is already being entered by this very thread, in a task "
-            "of its event loop or in what a signal handler has interrupted: neither could go on "
-            "while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
+            f"source tree {_tree_of(entry).path!r} is being entered by this very thread already, "
+            "in a task of its event loop or in what a signal handler has interrupted: neither could "
+            "go on while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
         )
     hold = in_the_way(entry)
     if hold is None:
@@ -89,9 +88,11 @@ def _is_blocked_by_own_thread(entry: Entry) -> bool:
 def in_the_way(entry: Entry) -> Hold | None:
     """What this process holds of the tree, or by its lock file: a digest may give two trees one."""
     hold = hold_of(_tree_of(entry).identity)
-    if hold is None:
+    file = entry.locks.file
+    if hold is None and file is not None:
         for each in all_holds():
-            if each.file is not None and each.file.path == entry.lock_file:
+            # By the inode: the path of one lock directory may be spelled in two ways.
+            if each.file is not None and each.file.identity == file.identity:
                 return each
     return hold
 
@@ -184,7 +185,7 @@ class Watched:
             _watched[id(self)] = (self._due, self._look)
             if not _is_watching:
                 try:
-                    _thread.start_new_thread(_watch, ())
+                    start_thread(_watch)
                     _is_watching = True
                 except RuntimeError:
                     pass  # no thread can be started: the wait is no worse for it
@@ -196,7 +197,6 @@ class Watched:
 
 def _watch() -> None:
     global _is_watching
-    block_signals()
     while True:
         with guard:
             if not _watched:

@@ -10,6 +10,7 @@ import errno
 import os
 from contextlib import suppress
 
+from ._held import all_holds
 from ._holder.kernel_list import kernel_holder
 from ._holder.look import is_held
 from ._holder.processes import (
@@ -26,7 +27,7 @@ from .errors import LockUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
     from ._held import Hold
@@ -241,18 +242,26 @@ def handover_of(hold: Hold, *, with_descriptors: bool) -> Handover:
     )
 
 
-def hand_over(handovers: Iterable[Handover]) -> tuple[dict[str, str], list[int]]:
-    """What hands these holds down, with all that was handed to this process.
+def hand_over(hold: Hold, *, with_descriptors: bool) -> tuple[dict[str, str], list[int]]:
+    """What hands down a hold, all others of its owner, and all that was handed to this process.
 
-    It is what to add to a child's environment, and the descriptors that it is to inherit if
-    it is to have any.
+    It is what to add to a child's environment, and the descriptors that the child is to inherit.
+
+    Raises:
+        LockUnavailable: a child could believe nothing of this hold.
     """
     import json  # as for a record
 
-    all_of_them = {each.tree: each for each in (*handed_down(), *handovers)}.values()
-    entries = [{name: getattr(each, name) for name in Handover.__slots__} for each in all_of_them]
+    handovers = handed_down()
+    for other in all_holds():
+        if other is not hold and hold.owner.stands_for(other.owner):
+            with suppress(LockUnavailable):
+                handovers.append(handover_of(other, with_descriptors=with_descriptors))
+    handovers.append(handover_of(hold, with_descriptors=with_descriptors))
+    last = {each.tree: each for each in handovers}.values()
+    entries = [{name: getattr(each, name) for name in Handover.__slots__} for each in last]
     descriptors: list[int] = []
-    for each in all_of_them:
+    for each in last if with_descriptors else ():
         with suppress(OSError, ValueError, OverflowError):
             descriptors += each.inheritable_descriptors()
     return {VARIABLE: json.dumps(entries)}, descriptors

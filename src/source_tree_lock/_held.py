@@ -8,6 +8,7 @@ import sys
 
 from ._holder.record import blank_record, new_record, new_token, write_record
 from ._kernel_lock import Identity, KernelLock, forgets_in_child, guard
+from ._paths.tree import open_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from ._handover import Handover
     from ._owner import Owner
-    from ._paths.tree import Tree
+    from ._paths.tree import AnyPath, Tree
 
 #: What this process holds, by device and inode of the tree. This table, and the entries and the
 #: owner of a hold, are changed under `guard` only.
@@ -31,6 +32,17 @@ def _forget_holds() -> None:
 def hold_of(tree: Identity) -> Hold | None:
     """What this process holds of a tree."""
     return _holds.get(tree)
+
+
+def hold_at(path: AnyPath, owner: Owner) -> Hold | None:
+    """What an owner holds at a path; ``None`` too where there is no tree."""
+    try:
+        tree = open_tree(path)
+    except (OSError, ValueError):
+        return None
+    tree.close()
+    hold = hold_of(tree.identity)
+    return hold if hold is not None and owner.stands_for(hold.owner) else None
 
 
 def all_holds() -> list[Hold]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from _thread import RLock
+from contextlib import suppress
 
 from ._system import SAFE, locking_calls
 from .errors import LockUnavailable
@@ -42,7 +43,6 @@ class _Guard:
     """
 
     __slots__ = ()
-
     _mutex = RLock()
     __exit__ = _mutex.__exit__
     acquire = _mutex.acquire
@@ -139,10 +139,8 @@ def _close_in_child() -> None:
     inherited, _open = _open, {}
     for descriptor in inherited.values():
         if descriptor.numbers and descriptor.is_ours():
-            try:
+            with suppress(OSError):
                 os.close(descriptor.numbers[0])
-            except OSError:
-                pass
         descriptor.numbers.clear()
 
 
@@ -236,13 +234,16 @@ class KernelLock:
     def _adopt(self, call: Callable[..., int], *arguments: object) -> None:
         """Register the descriptor that a call of C returns; it is never in nobody's hands.
 
-        A signal handler raises between two steps of the interpreter. `extend` and `map` together
-        are one.
+        A signal handler raises between two steps of the interpreter; `extend` and `map` are one.
         """
         numbers = self._descriptor.numbers
         with guard:
-            _open[id(self._descriptor)] = self._descriptor
-            numbers.extend(map(call, *((each,) for each in arguments)))
+            try:
+                _open[id(self._descriptor)] = self._descriptor
+                numbers.extend(map(call, *((each,) for each in arguments)))
+            finally:
+                if not numbers:
+                    _open.pop(id(self._descriptor), None)
 
     def close(self, farewell: Callable[[int], None] | None = None) -> None:
         """Release the lock and close the descriptor. Closing twice does nothing.
@@ -330,8 +331,10 @@ def leads_to(path: str, call: Callable[[str], os.stat_result] = os.stat) -> os.s
     """What ``path`` leads to now, or with ``os.lstat`` what it is itself; ``None`` if nothing."""
     try:
         return call(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+    return None
 
 
 def current_status(lock: KernelLock) -> os.stat_result | None:

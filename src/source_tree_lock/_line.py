@@ -14,7 +14,7 @@ from collections import deque
 
 from ._kernel_lock import KernelLock, current_status, forgets_in_child, guard, unavailable
 from ._paths.lock_file import RESTARTS, open_lock_file, restarted_in_vain
-from ._system import block_signals
+from ._system import start_thread
 from .errors import LockUnavailable
 
 TYPE_CHECKING = False
@@ -56,7 +56,6 @@ class _Line:
 
     def serve(self) -> None:
         """Block in the kernel and hand over, until nobody is left in line."""
-        block_signals()
         while self._grant_one():
             pass
 
@@ -291,13 +290,8 @@ class TaskCaller(Caller):
 def _start_line(place: Place) -> _Line:
     line = _Line(place)
     try:
-        # Under the guard, so that a fork waits for it, and here, where its failure is heard.
-        import signal  # noqa: F401  # pyright: ignore[reportUnusedImport]
-
         _lines[place.path] = line
-        # One call of C: `threading.Thread.start` is Python code, in the midst of which a signal
-        # handler may raise, and has made half a thread and an error of another kind of that.
-        _thread.start_new_thread(line.serve, ())
+        start_thread(line.serve)
     except BaseException as error:
         # Whether or not its thread runs by now, nobody is to join it. One that runs finds
         # nobody in line, and ends.

@@ -6,49 +6,24 @@ import os
 from _collections_abc import Callable  # collections.abc, without the package around it
 
 from ._entry import Entry, Request
-from ._held import Hold, all_holds, hold_of
+from ._held import Hold, hold_at
 from ._holder.holder import Holder
+from ._options import FROM_ENVIRONMENT, FromEnvironment, check_acquire, check_options, seconds_of
 from ._owner import Owner, in_asyncio
 from ._paths.digest import cache_digest
 from ._paths.lock_file import Digest, place_of
 from ._paths.tree import AnyPath, Tree, open_tree
 from ._wait import Wait
-from .errors import LockUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
-    from typing import Any, Final, ParamSpec, TypedDict, TypeVar
+    from typing import Any, ParamSpec, TypeVar
 
     from typing_extensions import Self
 
     P = ParamSpec("P")
     R = TypeVar("R")
-
-    class LockOptions(TypedDict, total=False):
-        """The keyword arguments of `source_tree_lock`, for what passes them on."""
-
-        timeout: float | FromEnvironment | None
-        digest: Digest
-        lock_dir: AnyPath | None
-        on_wait: Callable[[Wait], object] | None
-        while_waiting: Callable[[Wait], object] | None
-
-
-TIMEOUT_VARIABLE: Final = "SOURCE_TREE_LOCK_TIMEOUT"
-#: The longest wait that a lock of Python can do, in seconds: ``threading.TIMEOUT_MAX``.
-_LONGEST: Final = 9223372036.0
-
-
-class FromEnvironment:
-    """Stands for the timeout that the environment gives: ``SOURCE_TREE_LOCK_TIMEOUT``, or none."""
-
-    def __repr__(self) -> str:
-        return "<from the environment>"
-
-
-FROM_ENVIRONMENT: Final = FromEnvironment()
 
 
 def source_tree_lock(
@@ -87,18 +62,7 @@ def source_tree_lock(
         refuse_bare_decorator(path)
     elif not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(f"path must be a path or a callable, not {path!r}")
-    if not isinstance(timeout, FromEnvironment):
-        _check_timeout(timeout, "timeout")
-    if not callable(digest):
-        raise TypeError(f"digest must be a callable, not {digest!r}")
-    if lock_dir is not None:
-        if not isinstance(lock_dir, (str, bytes, os.PathLike)):
-            raise TypeError(f"lock_dir must be a path or None, not {lock_dir!r}")
-        if not os.fspath(lock_dir):
-            raise ValueError("lock_dir is empty; name a directory, or leave it out")
-    for name, callback in (("on_wait", on_wait), ("while_waiting", while_waiting)):
-        if callback is not None and not callable(callback):
-            raise TypeError(f"{name} must be a callable or None, not {callback!r}")
+    check_options(timeout, digest, lock_dir, on_wait, while_waiting)
     return SourceTreeLock(path, timeout, Request(digest, lock_dir, on_wait, while_waiting))
 
 
@@ -132,10 +96,13 @@ class SourceTreeLock:
     def __del__(self) -> None:
         for entry in getattr(self, "_entries", ()):
             if entry.lasts():
-                import warnings
+                try:  # the import fails while an interpreter ends, and a warning may be an error
+                    import warnings
 
-                warnings.warn(f"{self!r} was dropped", ResourceWarning, stacklevel=2, source=self)
-                entry.leave()
+                    text = f"{self!r} was dropped"
+                    warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+                finally:
+                    entry.leave()
 
     # Entering and leaving
 
@@ -148,7 +115,7 @@ class SourceTreeLock:
             FileNotFoundError, NotADirectoryError, ValueError: the path leads to no directory.
             RuntimeError: the wait could not end.
         """
-        entry = self._entry(self._seconds(), is_plain=True)
+        entry = self._entry(seconds_of(self._timeout), is_plain=True)
         try:
             if not entry.enter():
                 raise entry.timed_out()
@@ -158,16 +125,11 @@ class SourceTreeLock:
             self._abandon(entry)
             raise
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         entry = None
         try:
             entry = self._last_entry(Owner())
-            self._leave(entry, exc)
+            self._leave(entry, exc_info[1])
         except BaseException:
             # A signal handler may have raised anywhere.
             self._abandon(entry or self._last_entry(Owner()))
@@ -180,7 +142,7 @@ class SourceTreeLock:
                 "`async with` on a source tree lock needs asyncio; "
                 "elsewhere, use `with` in a worker thread"
             )
-        entry = self._entry(self._seconds(), is_plain=False)
+        entry = self._entry(seconds_of(self._timeout), is_plain=False)
         try:
             if not await entry.enter_async():
                 raise entry.timed_out()
@@ -190,17 +152,12 @@ class SourceTreeLock:
             self._abandon(entry)
             raise
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         # An async generator may be closed by another task than the one that ran it.
         entry = None
         try:
             entry = self._last_entry(Owner()) or self._last_async_entry()
-            self._leave(entry, exc)
+            self._leave(entry, exc_info[1])
         except BaseException:
             self._abandon(entry or self._last_entry(Owner()) or self._last_async_entry())
             raise
@@ -220,13 +177,8 @@ class SourceTreeLock:
             ValueError, OverflowError: the arguments make no sense.
             Others as for ``with``, but for `LockTimeout`.
         """
-        if timeout != -1:
-            if not blocking:
-                raise ValueError("can't specify a timeout for a non-blocking call")
-            _check_timeout(timeout, "timeout")
-            if timeout > _LONGEST:
-                raise OverflowError("timeout value is too large")
-        seconds = (self._seconds() if timeout == -1 else timeout) if blocking else 0
+        check_acquire(blocking, timeout)
+        seconds = (seconds_of(self._timeout) if timeout == -1 else timeout) if blocking else 0
         entry = self._entry(seconds, is_plain=True)
         try:
             entered = entry.enter()
@@ -247,7 +199,7 @@ class SourceTreeLock:
         """
         self.__exit__(None, None, None)
 
-    def _leave(self, entry: Entry | None, exc: BaseException | None) -> None:
+    def _leave(self, entry: Entry | None, exc: object) -> None:
         if entry is not None:
             entry.leave()
             self._entries.remove(entry)
@@ -275,19 +227,13 @@ class SourceTreeLock:
             if entry in self._entries:
                 self._entries.remove(entry)
 
-    def _seconds(self) -> float | None:
-        if not isinstance(self._timeout, FromEnvironment):
-            return self._timeout
-        return timeout_of_environment()
-
     # Decorating
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Have a function run under the lock; an ``async def`` one waits without blocking its loop.
 
         Raises:
-            TypeError: it is a generator function, before whose body runs the lock would be
-                over, or no function.
+            TypeError: it is no function, or a generator function.
         """
         from ._decorator import decorate
 
@@ -312,19 +258,15 @@ class SourceTreeLock:
         Raises:
             LockUnavailable: it cannot be told, because the lock file cannot be opened.
         """
-        from ._holder.look import is_held
-        from ._system import DIRECTORY
+        from ._holder.look import is_tree_held
 
         tree, lock_file = self._look()
-        if is_held(lock_file, follow=False):
-            return True
-        return DIRECTORY is not None and is_held(tree.path, follow=True)
+        return is_tree_held(lock_file, tree.path)
 
     def holder(self) -> Holder | None:
         """Who holds the tree now; ``None`` when nobody does, or it cannot be known.
 
-        Raises:
-            Those of ``with`` for a path that leads to no directory.
+        Errors are those of ``with`` for a path that leads to no directory.
         """
         from ._holder.look import find_holder
 
@@ -361,35 +303,19 @@ class SourceTreeLock:
 
     def _hand_over(self, *, with_descriptors: bool) -> tuple[dict[str, str], list[int]]:
         """`environ`, and the descriptors that the child is to inherit besides (POSIX)."""
-        from ._handover import hand_over, handover_of
+        from ._handover import hand_over
 
         hold = self._hold()
         if hold is None:
             raise RuntimeError(f"{self!r} can hand over only while this thread or task holds it")
-        handovers = [handover_of(hold, with_descriptors=with_descriptors)]
-        for other in all_holds():
-            if other is not hold and hold.owner.stands_for(other.owner):
-                try:
-                    handovers.append(handover_of(other, with_descriptors=with_descriptors))
-                except LockUnavailable:
-                    pass
-        environ, descriptors = hand_over(handovers)
-        return environ, descriptors if with_descriptors else []
+        return hand_over(hold, with_descriptors=with_descriptors)
 
     def _hold(self) -> Hold | None:
         owner = Owner()
         entry = self._last_entry(owner)
         if entry is not None:
             return entry.hold if entry.lasts() else None
-        if callable(self._path):
-            return None
-        try:
-            tree = open_tree(self._path)
-        except (OSError, ValueError):
-            return None  # nothing is there, so nobody holds it
-        tree.close()
-        hold = hold_of(tree.identity)
-        return hold if hold is not None and owner.stands_for(hold.owner) else None
+        return None if callable(self._path) else hold_at(self._path, owner)
 
     def _look(self) -> tuple[Tree, str]:
         """The tree held, or else the one where the path leads now; and its lock file."""
@@ -404,31 +330,3 @@ class SourceTreeLock:
         if callable(self._path):
             raise TypeError("a path that depends on a call's arguments serves a decorator only")
         return self._path
-
-
-def timeout_of_environment() -> float | None:
-    """The timeout that ``SOURCE_TREE_LOCK_TIMEOUT`` sets, in seconds; ``None`` for none.
-
-    Raises:
-        ValueError: it makes no sense.
-    """
-    text = os.environ.get(TIMEOUT_VARIABLE)
-    if not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise ValueError(
-            f"{TIMEOUT_VARIABLE} in the environment must be a number of seconds, not {text!r}"
-        ) from None
-    _check_timeout(seconds, f"{TIMEOUT_VARIABLE} in the environment")
-    return seconds
-
-
-def _check_timeout(seconds: float | None, name: str) -> None:
-    if seconds is None:
-        return
-    if not isinstance(seconds, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
-    if not seconds >= 0:  # neither negative nor NaN
-        raise ValueError(f"{name} must be a non-negative number of seconds, not {seconds!r}")

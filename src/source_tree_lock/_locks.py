@@ -122,6 +122,9 @@ class Locks:
         try:
             if not tree.is_current():
                 return False
+        except OSError as error:  # its path may be too long, though "." is not
+            raise unavailable(error, tree.path, "cannot see the source tree by its path") from error
+        try:
             if self.file is not None:
                 return current_status(self.file) or False
         except OSError as error:

@@ -81,6 +81,22 @@ def _is_builtin(function: object) -> bool:
     return type(function) is type(len)
 
 
+def is_main_interpreter() -> bool:
+    """Whether this is the process's first interpreter, not a sub-interpreter of it.
+
+    Up to Python 3.13, a thread that outlives its sub-interpreter ends the process ("Fatal Python
+    error: Py_EndInterpreter: not the last thread"), and some sub-interpreters start none.
+    """
+    is_main: Any = getattr(_thread, "_is_main_interpreter", None)
+    if is_main is not None:
+        return bool(is_main())
+    try:
+        import _xxsubinterpreters as interpreters  # type: ignore[import-not-found] # before 3.12
+    except ImportError:
+        return True  # another Python, which has no others
+    return bool(interpreters.get_current() == interpreters.get_main())
+
+
 def pause(seconds: float) -> None:
     """Sleep, in seconds, and let other greenlets run meanwhile.
 

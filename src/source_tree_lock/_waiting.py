@@ -1,20 +1,22 @@
 """The wait of one entry: who is told, what is waited for, and how long before the next look.
 
 A plain caller whom nobody wants to hear from blocks in the kernel's queue. Others stand in the
-line of their process. Where there is no queue, on Windows, for the second lock, and where threads
-are green, they ask again and again.
+line of their process. Where there is no queue, on Windows, for the second lock, where threads are
+green, and in a sub-interpreter, they ask again and again.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from ._endless import LOOK_AFTER, Watched, refuse_endless_wait, warn_of_circle, warn_of_endless_wait
 from ._holder.look import find_holder
 from ._kernel_lock import KernelLock, unavailable
 from ._line import Caller, TaskCaller, ThreadCaller
 from ._log import informs, logger
-from ._owner import are_threads_green, pause
+from ._owner import are_threads_green, is_main_interpreter, pause
+from ._paths.lock_file import NoPlace
 from ._system import HAS_QUEUE
 from ._wait import Wait
 from .errors import LockTimeout
@@ -157,7 +159,7 @@ class Waiting:
             return
         lock = entry.locks.blocked_by
         is_silent = entry.deadline is None and entry.request.while_waiting is None
-        if lock is None or not HAS_QUEUE or are_threads_green():
+        if lock is None or not HAS_QUEUE or are_threads_green() or not is_main_interpreter():
             yield _Nap(), self._until_tick(self._next_nap())
         elif entry.is_plain and is_silent:
             look, self._next_look = self._next_look, None
@@ -178,7 +180,8 @@ class Waiting:
         while not (caller.is_told() or entry.is_over() or entry.is_of_parent()):
             yield caller, self._until_tick()
             self._tick()
-        entry.locks.file = caller.granted()
+        with suppress(NoPlace):  # the directory has gone: the next attempt may get the tree alone
+            entry.locks.file = caller.granted()
         self.caller = None
 
     def _next_nap(self) -> float:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 
-from .._kernel_lock import Identity
 from .._system import PROC
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .._kernel_lock import Identity
 
 #: How often to look for a lock in a list that changes. The kernel gives a page at a time, or less
 #: where a lock with all that wait for it needs more, and a lock that is released between two pages
@@ -31,27 +36,58 @@ def kernel_holder(identity: Identity) -> int | None:
 
 def kernel_holders(*identities: Identity) -> dict[Identity, int]:
     """What `kernel_holder` says of each, at one look where one will do."""
-    if not PROC:
-        return {}
-    wanted = {
-        b"%02x:%02x:%d" % (os.major(device), os.minor(device), inode): (device, inode)
-        for device, inode in identities
-    }
+    wanted = {_key(identity): identity for identity in identities}
     found: dict[Identity, int] = {}
+    for look in _looks():
+        for is_waiting, key, pid in look:
+            if not is_waiting and key in wanted and pid > 0:
+                found[wanted[key]] = pid
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def waiters(identity: Identity) -> list[int]:
+    """The processes that wait for an flock in the kernel's queue, the first of them first.
+
+    Those that ask again and again stand in no queue. A process that waits more than once is listed
+    once.
+    """
+    wanted = _key(identity)
+    found: list[int] = []
+    for look in _looks():
+        found = [pid for is_waiting, key, pid in look if is_waiting and key == wanted and pid > 0]
+    return list(dict.fromkeys(found))
+
+
+def _key(identity: Identity) -> bytes:
+    device, inode = identity
+    return b"%02x:%02x:%d" % (os.major(device), os.minor(device), inode)
+
+
+def _looks() -> Iterator[list[tuple[bool, bytes, int]]]:
+    """All flocks, again and again until the list is the same twice.
+
+    For each: whether it is only waited for (a line with ``->``, under the lock that is in the way),
+    device and inode as the kernel writes them, and the process.
+    """
     before = None
-    try:
-        for _ in range(_LOOKS):
+    for _ in range(_LOOKS if PROC else 0):
+        try:
             # As bytes: a codec that is not loaded yet needs a descriptor, and may not get one.
             with open(f"{PROC}/locks", "rb") as file:
                 text = file.read()
-            for line in text.splitlines():
-                fields = line.split(None, 6)
-                identity = wanted.get(fields[5]) if fields[1] == b"FLOCK" else None
-                if identity is not None and int(fields[4]) > 0:
-                    found[identity] = int(fields[4])
-            if len(found) == len(wanted) or text == before:
-                break
-            before = text
-    except OSError:
-        pass  # no Linux, or no /proc
-    return found
+        except OSError:
+            return  # no Linux, or no /proc
+        flocks = []
+        for line in text.splitlines():
+            # "1: FLOCK ADVISORY WRITE 4242 00:1f:9001 0 EOF"; one that waits has "->" before FLOCK.
+            fields = line.split(None, 7)
+            is_waiting = fields[1] == b"->"
+            kind, _, _, pid, key = fields[1 + is_waiting : 6 + is_waiting]
+            if kind == b"FLOCK":
+                flocks.append((is_waiting, key, int(pid)))
+        yield flocks
+        if text == before:
+            return
+        before = text

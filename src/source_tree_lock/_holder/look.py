@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from .._kernel_lock import (
     READ_ONLY,
@@ -13,6 +14,7 @@ from .._kernel_lock import (
     unavailable,
 )
 from .._paths.mounts import is_local
+from .._system import DIRECTORY
 from .holder import Holder
 from .kernel_list import is_readable, kernel_holder, kernel_holders
 from .processes import (
@@ -42,7 +44,9 @@ def find_holder(lock_file: str | None, tree: Identity) -> Holder | None:
     record = None
     if lock_file is not None:
         record = read_record(lock_file)
-        status = leads_to(lock_file, os.lstat)
+        status = None
+        with suppress(OSError):  # who may not see the lock file may see the tree
+            status = leads_to(lock_file, os.lstat)
         if status is not None:
             # Last: who has the lock file alone may be on the way in, and wait for the tree.
             inodes.append((status.st_dev, status.st_ino))
@@ -66,7 +70,10 @@ def is_held(path: str, *, follow: bool) -> bool:
     Raises:
         LockUnavailable: it is there, and cannot be opened.
     """
-    status = leads_to(path, os.stat if follow else os.lstat)
+    try:
+        status = leads_to(path, os.stat if follow else os.lstat)
+    except OSError as error:
+        raise unavailable(error, path, _CANNOT_TELL) from error
     if status is None:
         return False
     inode = (status.st_dev, status.st_ino)
@@ -84,9 +91,23 @@ def is_held(path: str, *, follow: bool) -> bool:
     except OSError as error:
         if error_unsupported(error):
             return False
-        raise unavailable(error, path, "cannot tell whether it is locked") from error
+        raise unavailable(error, path, _CANNOT_TELL) from error
     finally:
         lock.close()
+
+
+def is_tree_held(lock_file: str, tree: str) -> bool:
+    """Whether anybody holds the tree at a path, by its lock file or by itself.
+
+    Raises:
+        LockUnavailable: it cannot be told.
+    """
+    return is_held(lock_file, follow=False) or (
+        DIRECTORY is not None and is_held(tree, follow=True)
+    )
+
+
+_CANNOT_TELL = "cannot tell whether it is locked"
 
 
 def may_be_ancestors(pids: set[int]) -> bool:

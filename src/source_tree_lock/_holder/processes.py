@@ -9,12 +9,13 @@ import os
 import sys
 
 from .. import _system
-from .._kernel_lock import Identity
 from .._system import PROC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, TypeGuard
+
+    from .._kernel_lock import Identity
 
 #: PROC_PID_INIT_INO in the kernel's <linux/proc_ns.h>: no process is hidden from this namespace.
 INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC

@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 from _collections_abc import Callable  # collections.abc, without the package around it
+from contextlib import suppress
 
 from .._kernel_lock import READ_ONLY, READ_WRITE, KernelLock, guard, leads_to, unavailable
 from .._log import logger
@@ -218,18 +219,17 @@ def _create(path: str) -> None:
 
 def _create_and_link(path: str) -> None:
     lock = KernelLock(path)
-    # In the same directory: a link does not lead to another file system.
-    temporary = f"{path}.{os.urandom(8).hex()}"
+    # In the same directory: a link does not lead to another file system. Not the file's own name
+    # and more, which may be too long.
+    temporary = os.path.join(os.path.dirname(path), f"uv-setuptools-{os.urandom(8).hex()}.part")
     try:
         lock.open(_CREATE, temporary)
         let_everybody_lock(lock.fileno())
         os.link(temporary, path)
     finally:
         lock.close()
-        try:
+        with suppress(OSError):  # it was not made
             os.unlink(temporary)
-        except OSError:
-            pass  # it was not made
 
 
 def _create_in_place(path: str) -> None:
@@ -282,9 +282,13 @@ def _unavailable(place: Place, error: OSError, *, may_be_there: bool) -> LockUna
 _OUR_OWN_LIMITS: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR))
 
 _ELSEWHERE: Final = "name another directory with lock_dir or SOURCE_TREE_LOCK_DIR"
-_IS_A_LINK: Final = "the lock file is a symbolic link, which is never followed; remove it"
+_IS_A_LINK: Final = (
+    "the lock file is a symbolic link, which is never followed, or its directory has links that "
+    "lead in a circle; remove the link"
+)
 _IS_NO_FILE: Final = "the lock file is not a regular file; remove it"
 _MODES: Final = "give the lock file mode 0666 and its directory 1777"
+_DIRECTORY_MODE: Final = "give its directory mode 1777"
 _TOO_MANY: Final = "has too many open files; close some, or raise the limit"
 
 _CANNOT_OPEN: Final = {
@@ -307,10 +311,8 @@ _CANNOT_MAKE: Final = {
     errno.ENOTDIR: f"the lock directory is not a directory; {_ELSEWHERE}",
     errno.EEXIST: f"the lock directory is not a directory; {_ELSEWHERE}",
     errno.ENAMETOOLONG: f"the path of the lock directory is too long; {_ELSEWHERE}",
-    errno.ELOOP: "the path of the lock directory has symbolic links that lead in a circle; "
-    f"{_ELSEWHERE}",
-    errno.EACCES: f"no permission to make the lock file; give its directory mode 1777, or {_ELSEWHERE}",
-    errno.EPERM: f"no permission to make the lock file; give its directory mode 1777, or {_ELSEWHERE}",
+    errno.EACCES: f"no permission to make the lock file; {_DIRECTORY_MODE}, or {_ELSEWHERE}",
+    errno.EPERM: f"no permission to make the lock file; {_DIRECTORY_MODE}, or {_ELSEWHERE}",
     errno.EROFS: f"the lock directory is read-only; {_ELSEWHERE}",
     errno.ENOSPC: f"no space or no inode is left in the lock directory; free some, or {_ELSEWHERE}",
     errno.EDQUOT: f"the quota of the lock directory is used up; free some, or {_ELSEWHERE}",

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 
-from .._kernel_lock import Identity, KernelLock, leads_to, unavailable
+from .._kernel_lock import Identity, KernelLock, unavailable
 from .._system import DIRECTORY, canonical_path
 
 #: What may name a source tree or a directory.
@@ -40,8 +40,11 @@ class Tree:
         return self._is_at(self.path) and (self.given == self.path or self._is_at(self.given))
 
     def _is_at(self, path: str) -> bool:
-        status = leads_to(path)
-        return status is not None and (status.st_dev, status.st_ino) == self.identity
+        try:
+            status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return (status.st_dev, status.st_ino) == self.identity
 
     def is_open(self) -> bool:
         """Whether it was not closed, here or by a fork."""

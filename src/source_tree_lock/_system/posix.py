@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import stat
 import sys
+from contextlib import suppress
 
 from .lockers import import_lockers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from .lockers import LockingCalls
@@ -144,12 +147,80 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def block_signals() -> None:
-    """Leave the signals to other threads of the process.
+def start_thread(function: Callable[[], object]) -> None:
+    """Start a daemon thread that leaves the signals to other threads of the process.
 
-    What one of them waits for with sigwait(3), a thread that has not blocked it would take,
-    and lose it or end the process.
+    It is born with all of them blocked: a thread takes what comes before its first statement too,
+    and the thread that a Ctrl-C is to interrupt would go on to wait.
+
+    Raises:
+        RuntimeError: no thread can be started.
     """
     import signal
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        # One call of C: `threading.Thread.start` is Python code, in the midst of which a signal
+        # handler may raise, and has made half a thread and an error of another kind of that.
+        _thread.start_new_thread(function, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_command(command: list[str], environ: dict[str, str], descriptors: list[int]) -> int:
+    r"""Run a command to its end, as the last thing that this process does.
+
+    As with system(3), the keys of the terminal (Ctrl-C and Ctrl-\) are for the command, which gets
+    them from the terminal too; SIGTERM and SIGHUP are passed on to it. All four stay blocked when
+    it has ended: its status is not to be lost to a signal that came too late.
+
+    Args:
+        command: a program, by path or to be found on PATH, and its arguments.
+        environ: its whole environment.
+        descriptors: what it inherits besides those that are inheritable.
+
+    Returns:
+        Its exit status; ``-n`` if signal ``n`` ended it.
+
+    Raises:
+        OSError: it cannot be run.
+    """
+    import signal
+
+    forwarded = {signal.SIGTERM, signal.SIGHUP}
+    awaited = {*forwarded, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*awaited, signal.SIGINT, signal.SIGQUIT})
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever ignores it, can wait for nobody
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, True)
+    pid = _spawn(command, environ, before)
+    while True:
+        number = signal.sigwait(awaited)
+        if number in forwarded:
+            # It is there, at least as a zombie; another user's, as with sudo, gets nothing.
+            with suppress(PermissionError):
+                os.kill(pid, number)
+            continue
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+
+
+def _spawn(command: list[str], environ: dict[str, str], mask: set[int]) -> int:
+    import signal
+
+    if hasattr(os, "posix_spawnp"):
+        # Python ignores these two, and its children would inherit that.
+        ignored = [signal.SIGPIPE, signal.SIGXFSZ]
+        return os.posix_spawnp(command[0], command, environ, setsigmask=mask, setsigdef=ignored)
+    import subprocess  # PyPy
+
+    process = subprocess.Popen(
+        command,
+        env=environ,
+        close_fds=False,
+        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask),  # noqa: PLW1509
+    )
+    process.returncode = 0  # nobody but the caller is to wait for it
+    return process.pid

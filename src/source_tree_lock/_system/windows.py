@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 
@@ -10,6 +11,7 @@ from .lockers import import_lockers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from .lockers import LockingCalls
@@ -132,5 +134,18 @@ def is_alive(pid: int) -> bool:
     return bool(waited == _WAIT_TIMEOUT)
 
 
-def block_signals() -> None:
-    """Nothing to do: Python runs signal handlers in the main thread."""
+def start_thread(function: Callable[[], object]) -> None:
+    """As in `posix`; Python runs signal handlers in the main thread."""
+    _thread.start_new_thread(function, ())
+
+
+def run_command(command: list[str], environ: dict[str, str], descriptors: list[int]) -> int:
+    """As in `posix`. Ctrl-C reaches the command by itself: all of a console's processes get it."""
+    import subprocess
+
+    with subprocess.Popen(command, env=environ) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                pass

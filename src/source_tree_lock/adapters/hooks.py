@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from .._lock import LockOptions
+    from .._options import LockOptions
     from .._paths.tree import AnyPath
     from .rule import Rule
 

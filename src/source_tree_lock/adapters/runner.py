@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from .._lock import LockOptions
+    from .._options import LockOptions
     from .rule import Rule
 
     class Runner(Protocol):

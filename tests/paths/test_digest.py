@@ -8,11 +8,12 @@ import sys
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import pytest
-from support import LIMIT, uv_build, write_project
+from support import LIMIT, Child, own_mounts, uv_build, write_project
 
 from source_tree_lock import cache_digest, source_tree_lock
+from source_tree_lock._paths import digest as room
 
-VECTORS = Path(__file__).parent / "vectors"
+VECTORS = Path(__file__).parents[1] / "vectors"
 
 
 def vectors(name: str) -> list[tuple[str, str]]:
@@ -72,6 +73,17 @@ def test_a_relative_path_has_no_digest(path: PurePath) -> None:
         cache_digest(path)
 
 
+def test_of_the_digests_that_were_made_only_so_many_are_remembered(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_MOST_KNOWN", 0)
+    before = dict(room._known)
+    for _ in range(2):
+        name = source_tree_lock(tree).lock_file.name
+        assert name == f"uv-setuptools-{cache_digest(tree.resolve())}.lock"
+    assert room._known == before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="file names are no bytes on Windows")
 @pytest.mark.parametrize(
     "name",
@@ -95,3 +107,39 @@ def test_a_real_uv_build_leaves_the_lock_file_that_we_name(
     assert [ours.name] == [path.name for path in temp_dir.glob("uv-setuptools-*")]
     assert ours.name == f"uv-setuptools-{cache_digest(tree.resolve())}.lock"
     assert ours.parent == temp_dir
+
+
+#: Mounts a file system at two places, and tells by which name its tree is locked in each: by that
+#: of the README's recipe, and by the one that everybody has without it.
+_TWO_PLACES = """
+    import subprocess, sys
+    from pathlib import Path, PurePosixPath
+    from source_tree_lock import cache_digest, source_tree_lock
+
+    def path_on_the_shared_file_system(tree: Path) -> str:
+        mount_point = next(path for path in (tree, *tree.parents) if path.is_mount())
+        return cache_digest(PurePosixPath("/", tree.relative_to(mount_point)))
+
+    here, there = sys.argv[1:]
+    subprocess.run(["mount", "-t", "tmpfs", "shared", here], check=True)
+    subprocess.run(["mount", "--bind", here, there], check=True)
+    Path(here, "projects", "a").mkdir(parents=True)
+    for place in (here, there):
+        tree = Path(place, "projects", "a")
+        tell(source_tree_lock(tree, digest=path_on_the_shared_file_system).lock_file.name)
+        tell(source_tree_lock(tree).lock_file.name)
+"""
+
+
+def test_a_tree_has_one_name_wherever_it_is_mounted_when_the_digest_is_of_its_path_there(
+    tmp_path: Path,
+) -> None:
+    places = [tmp_path / "here", tmp_path / "there"]
+    for place in places:
+        place.mkdir()
+    with Child(_TWO_PLACES, *places, prefix=own_mounts()) as child:
+        (recipe_here, default_here), (recipe_there, default_there) = (
+            (child.line(), child.line()) for _ in places
+        )
+    assert recipe_here == recipe_there
+    assert default_here != default_there

@@ -24,10 +24,10 @@ from support import HOLD, LIMIT, Child
 from typing_extensions import Self
 
 from source_tree_lock import (
-    Holder,
     LockTimeout,
     LockUnavailable,
     SourceTreeLock,
+    Wait,
     source_tree_lock,
 )
 
@@ -197,7 +197,7 @@ def at_once(children: list[WindowsChild]) -> None:
 
 
 def test_a_wait_ends_when_the_holder_lets_go(tree: Path, holder: WindowsChild) -> None:
-    def let_go(_: Holder | None) -> None:
+    def let_go(_: Wait) -> None:
         (tree / "let go").touch()
         holder.say()
 
@@ -336,7 +336,7 @@ def test_ctrl_c_ends_a_wait_and_leaves_nothing_open(tree: Path, holder: WindowsC
     script = """
         import _thread, sys, threading
         from source_tree_lock import source_tree_lock
-        def interrupt(holder):
+        def interrupt(wait):
             threading.Timer(0.05, _thread.interrupt_main).start()
         lock = source_tree_lock(sys.argv[1], on_wait=interrupt)
         try:
@@ -575,7 +575,7 @@ def test_the_library_waits_for_uv(uv: str, tree: Path, tmp_path: Path) -> None:
     script = """
         import os, sys
         from source_tree_lock import source_tree_lock
-        with source_tree_lock(sys.argv[1], on_wait=lambda holder: tell("waits", holder)):
+        with source_tree_lock(sys.argv[1], on_wait=lambda wait: tell("waits", wait.holder)):
             tell("built" if os.path.exists(os.path.join(sys.argv[1], "built")) else "too early")
     """
     with UvBuild(uv, tree, tmp_path / "output") as build:

@@ -1,0 +1,20 @@
+"""The hooks of a build backend: PEP 517 and PEP 660."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+HOOK_NAMES: Final = frozenset(
+    (
+        "build_editable",
+        "build_sdist",
+        "build_wheel",
+        "get_requires_for_build_editable",
+        "get_requires_for_build_sdist",
+        "get_requires_for_build_wheel",
+        "prepare_metadata_for_build_editable",
+        "prepare_metadata_for_build_wheel",
+    )
+)

@@ -1,0 +1,41 @@
+"""PDM: every hook that it runs is under the lock of its source tree."""
+
+from __future__ import annotations
+
+import functools
+
+from ._shared import replace, stop_if_interrupted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from .. import Wait
+
+
+def lock_builds(_: object) -> None:
+    """Lock what PDM builds; it calls this with its core when it starts."""
+    replace("pdm", "pdm.builders.base:EnvBuilder", "subprocess_runner", _locked)
+
+
+def _locked(run: Callable[..., None]) -> Callable[..., None]:
+    """The method through which PDM runs every hook, under the lock."""
+
+    def subprocess_runner(
+        builder: Any,
+        cmd: Sequence[str],
+        cwd: str | None = None,
+        extra_environ: Mapping[str, str] | None = None,
+    ) -> None:
+        from ..adapters import locked_runner
+
+        def tell(wait: Wait) -> None:
+            builder._env.project.core.ui.info(str(wait).replace("[", r"\["))  # no markup
+
+        run_locked = locked_runner(
+            functools.partial(run, builder), on_wait=tell, while_waiting=stop_if_interrupted
+        )
+        run_locked(cmd, cwd, extra_environ)
+
+    return subprocess_runner

@@ -1,0 +1,245 @@
+"""The hooks of the backend: setuptools' own, and all that it offers besides, under the lock."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyproject_api
+import pytest
+from projects import Witness, archives
+from pyproject_hooks import BuildBackendHookCaller
+from support import LIMIT, Child, held_elsewhere, is_free, wait_until_blocked, write_project
+
+from source_tree_lock import build_meta, source_tree_lock
+from source_tree_lock._hook_names import HOOK_NAMES
+
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="what a hook sees is told by flock(2)"),
+    pytest.mark.filterwarnings("ignore::pyproject_hooks.BuildBackendWarning"),
+]
+
+BACKEND = "source_tree_lock.build_meta"
+SETUPTOOLS = importlib.import_module("setuptools.build_meta")  # which has no types
+
+
+@pytest.mark.parametrize("kind", ["module", "legacy"])
+def test_it_offers_exactly_setuptools_hooks_with_their_parameters(kind: str) -> None:
+    ours, theirs = (
+        getattr(module, "__legacy__") if kind == "legacy" else module  # noqa: B009
+        for module in (build_meta, SETUPTOOLS)
+    )
+    offered = {name for name in HOOK_NAMES if hasattr(theirs, name)}
+    assert "build_wheel" in offered
+    assert {name for name in HOOK_NAMES if hasattr(ours, name)} == offered
+    for name in offered:
+        assert inspect.signature(getattr(ours, name)) == inspect.signature(getattr(theirs, name))
+        assert getattr(ours, name).__name__ == name
+    with pytest.raises(AttributeError, match="no_such_hook"):
+        _ = ours.no_such_hook
+
+
+def test_it_follows_a_setuptools_that_offers_fewer_hooks() -> None:
+    script = """
+    import setuptools.build_meta
+    from source_tree_lock import build_meta
+    del setuptools.build_meta.build_editable
+    tell(hasattr(build_meta, "build_editable"), hasattr(build_meta, "build_wheel"))
+    tell("build_editable" in build_meta.__all__, "build_wheel" in build_meta.__all__)
+    """
+    with Child(script) as child:
+        child.expect("False True")
+        child.expect("False True")
+
+
+def test_everything_that_it_offers_can_be_imported_at_once() -> None:
+    namespace: dict[str, object] = {}
+    exec("from source_tree_lock.build_meta import *", namespace)
+    assert set(namespace) - {"__builtins__"} == set(SETUPTOOLS.__all__)
+    assert namespace["build_wheel"] == build_meta.build_wheel
+
+
+def test_an_in_tree_backend_finds_every_name_that_setuptools_has() -> None:
+    for name in vars(SETUPTOOLS):
+        if not name.startswith("__"):
+            assert hasattr(build_meta, name), name
+    assert build_meta.SetupRequirementsError is SETUPTOOLS.SetupRequirementsError
+    assert issubclass(build_meta._BuildMetaBackend, SETUPTOOLS._BuildMetaBackend)
+    assert isinstance(build_meta.__legacy__, SETUPTOOLS._BuildMetaLegacyBackend)
+    assert isinstance(build_meta.__legacy__, build_meta._BuildMetaBackend)
+
+
+def test_setuptools_is_imported_when_a_hook_is_looked_up() -> None:
+    script = """
+    import sys
+    from source_tree_lock import build_meta
+    tell(hasattr(build_meta, "__path__"), hasattr(build_meta, "__wrapped__"))
+    tell("setuptools" in sys.modules)
+    build_meta.build_wheel
+    tell("setuptools" in sys.modules)
+    """
+    with Child(script) as child:
+        child.expect("True False")
+        child.expect("False")
+        child.expect("True")
+
+
+def run_all_hooks(tree: Path, out: Path, backend: str, *backend_path: str) -> None:
+    hooks = BuildBackendHookCaller(str(tree), backend, backend_path=backend_path or None)
+    hooks.get_requires_for_build_wheel()
+    hooks.prepare_metadata_for_build_wheel(str(out))
+    hooks.build_wheel(str(out))
+    hooks.get_requires_for_build_sdist()
+    hooks.build_sdist(str(out))
+    hooks.get_requires_for_build_editable()
+    hooks.prepare_metadata_for_build_editable(str(out))
+    hooks.build_editable(str(out))
+
+
+ALL_LOCKED = {
+    f"{command} locked"
+    for command in ("egg_info", "dist_info", "bdist_wheel", "sdist", "editable_wheel")
+}
+
+
+@pytest.mark.parametrize("name", [BACKEND, f"{BACKEND}:__legacy__"])
+def test_every_hook_runs_under_the_lock(tree: Path, tmp_path: Path, name: str) -> None:
+    witness = Witness(tree)
+    write_project(tree, witness.setup)
+    if name.endswith("__legacy__"):
+        (tree / "beside.py").touch()  # which only the legacy backend finds
+        write_project(tree, f"import beside\n{witness.setup}")
+    run_all_hooks(tree, tmp_path, name)
+    assert witness.report() == ALL_LOCKED
+    assert is_free(source_tree_lock(tree).lock_file)
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        "from source_tree_lock.build_meta import *\nparent = build_wheel.__self__.__class__",
+        "from source_tree_lock.build_meta import *\nparent = __legacy__.__class__",
+        "import source_tree_lock.build_meta as them\nparent = them._BuildMetaBackend",
+        "from source_tree_lock.build_meta import _BuildMetaLegacyBackend as parent",
+    ],
+)
+def test_an_in_tree_backend_that_inherits_from_setuptools_own_is_locked(
+    tree: Path, tmp_path: Path, parent: str
+) -> None:
+    witness = Witness(tree)
+    write_project(tree, witness.setup)
+    (tree / "_own").mkdir()
+    (tree / "_own" / "backend.py").write_text(
+        f"""{parent}
+class Own(parent):
+    def run_setup(self, setup_script="setup.py"):
+        with open("run_setup.log", "a") as log:
+            log.write("ran\\n")
+        super().run_setup(setup_script)
+    def build_wheel(self, wheel_directory, config_settings=None, metadata_directory=None):
+        return super().build_wheel(wheel_directory, config_settings, metadata_directory)
+    def get_requires_for_build_wheel(self, config_settings=None):
+        return [*super().get_requires_for_build_wheel(config_settings), "something"]
+own = Own()
+"""
+    )
+    run_all_hooks(tree, tmp_path, "backend:own", "_own")
+    assert witness.report() == ALL_LOCKED
+    assert len((tree / "run_setup.log").read_text().split()) >= len(ALL_LOCKED)
+
+
+# Waiting
+
+
+def test_a_hook_that_waits_says_whom_for(tree: Path) -> None:
+    write_project(tree)
+    hook = f"import {BACKEND} as backend; print(backend.get_requires_for_build_wheel())"
+    with held_elsewhere(tree) as holder:
+        process = subprocess.Popen(
+            [sys.executable, "-c", hook],
+            cwd=tree,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        line = process.stderr.readline()
+    assert line.startswith("source-tree-lock: waiting ")
+    assert f"(pid {holder.pid}) to leave {tree}\n" in line
+    assert process.communicate(timeout=LIMIT)[0].endswith("[]\n")
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc/locks")
+@pytest.mark.parametrize("way", ["no descriptor", "a closed file", "a pipe without a reader"])
+def test_a_hook_that_waits_needs_nobody_who_listens(tree: Path, tmp_path: Path, way: str) -> None:
+    write_project(tree)
+    hook = f"import sys, {BACKEND} as backend; {{}}backend.get_requires_for_build_wheel()"
+    close = "sys.stderr.close(); " if way == "a closed file" else ""
+    shell = 'exec "$0" "$@" 2>&-' if way == "no descriptor" else 'exec "$0" "$@"'
+    reader, writer = os.pipe()
+    os.close(reader)
+    with held_elsewhere(tree), open(tmp_path / "stdout", "wb") as stdout:
+        process = subprocess.Popen(
+            ["sh", "-c", shell, sys.executable, "-c", hook.format(close)],
+            cwd=tree,
+            stdout=stdout,
+            stderr=writer if way == "a pipe without a reader" else None,
+        )
+        wait_until_blocked(process.pid)
+    os.close(writer)
+    assert process.wait(LIMIT) == 0
+    assert "waiting" not in (tmp_path / "stdout").read_text(), "it goes where nobody expects it"
+
+
+def test_toxs_persistent_backend_holds_the_tree_for_a_hook_not_for_its_life(
+    tree: Path, tmp_path: Path
+) -> None:
+    """pyproject_api's own backend process, which tox keeps, and which calls by keyword."""
+    witness = Witness(tree)
+    write_project(tree, witness.setup)
+    lock_file = source_tree_lock(tree).lock_file
+    backend = Path(pyproject_api.__file__).with_name("_backend.py")
+    calls: list[tuple[str, dict[str, object]]] = [
+        ("get_requires_for_build_wheel", {"config_settings": None}),
+        (
+            "prepare_metadata_for_build_wheel",
+            {"metadata_directory": str(tmp_path / "m"), "config_settings": None},
+        ),
+        (
+            "build_wheel",
+            {
+                "wheel_directory": str(tmp_path / "w"),
+                "config_settings": None,
+                "metadata_directory": str(tmp_path / "m"),
+            },
+        ),
+        ("build_sdist", {"sdist_directory": str(tmp_path / "s"), "config_settings": None}),
+    ]
+    (tmp_path / "m").mkdir()  # as the frontend does
+    with subprocess.Popen(
+        [sys.executable, str(backend), "True", BACKEND],
+        cwd=tree,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number, (command, keywords) in enumerate(calls):
+            result = tmp_path / f"{number}.json"
+            message = {"cmd": command, "kwargs": keywords, "result": str(result)}
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+            while not process.stdout.readline().startswith("Backend: Wrote response"):
+                assert process.poll() is None
+            assert "return" in json.loads(result.read_text()), result.read_text()
+            assert is_free(lock_file)
+            assert {line.split()[1] for line in witness.report()} == {"locked"}
+        process.kill()
+    assert [path.suffix for path in archives(tmp_path / "w")] == [".whl"]

@@ -1,0 +1,245 @@
+"""The command line as people run it: to its end, in a session of its own, and on a terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import LIMIT, PRELUDE, is_free, stop_for_good, wait_until
+from typing_extensions import Self
+
+from source_tree_lock import source_tree_lock
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+
+
+MODULE = [sys.executable, "-m", "source_tree_lock"]
+SCRIPT = Path(sys.executable).with_name("source-tree-lock")
+#: The installed command; where a checkout is tested without an installation, the module.
+COMMAND = [str(SCRIPT)] if SCRIPT.exists() else MODULE
+
+
+def python(script: str, *arguments: object) -> list[str]:
+    """The command that runs a script."""
+    return [sys.executable, "-c", PRELUDE + textwrap.dedent(script), *map(str, arguments)]
+
+
+def run(
+    *arguments: object,
+    command: Sequence[str] = COMMAND,
+    stdin: bytes = b"",
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """The command line, to its end."""
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, **(environ or {})},
+        cwd=cwd,
+        timeout=LIMIT,
+    )
+
+
+def complaint(ended: subprocess.CompletedProcess[bytes]) -> str:
+    """The one line on stderr, without a traceback."""
+    text = ended.stderr.decode()
+    assert text.startswith("source-tree-lock: ")
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    assert "Traceback" not in text
+    return text.removeprefix("source-tree-lock: ").rstrip("\n")
+
+
+@contextmanager
+def started(
+    *arguments: object, command: Sequence[str] = COMMAND, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The command line, in a session of its own, ended with all that it has started."""
+    process: subprocess.Popen[bytes] = subprocess.Popen(  # pyright: ignore[reportAssignmentType]
+        [*command, *map(str, arguments)], start_new_session=True, **options
+    )
+    try:
+        yield process
+    finally:
+        stop_for_good(process)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def both_free(tree: Path) -> bool:
+    """Whether flock(1) gets the lock file and the tree itself."""
+    return is_free(source_tree_lock(tree).lock_file) and is_free(tree)
+
+
+#: Makes a terminal its own, as the leader of a session, and becomes a command. Arguments: the
+#: terminal, the command.
+ON_TERMINAL = """
+import fcntl, os, sys, termios
+terminal = os.open(sys.argv[1], os.O_RDWR)
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+for each in range(3):
+    os.dup2(terminal, each)
+if terminal > 2:
+    os.close(terminal)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+#: What a shell with job control does: the command is a group of its own, in the foreground.
+SHELL = """
+import os, signal, subprocess, sys
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+def to_foreground():
+    os.setpgrp()
+    os.tcsetpgrp(0, os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+job = subprocess.Popen(sys.argv[1:], preexec_fn=to_foreground)
+while True:
+    _, status = os.waitpid(job.pid, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        break
+    if os.WSTOPSIG(status) == signal.SIGTSTP:
+        print("stopped", flush=True)
+        os.killpg(job.pid, signal.SIGCONT)
+os.tcsetpgrp(0, os.getpgrp())
+print("status", os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Terminal:
+    """A pseudo-terminal with a command on it, which leads its session."""
+
+    def __init__(
+        self, *command: object, columns: int = 80, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self.ours, theirs = pty.openpty()
+        self.resize(columns)
+        arguments = [ON_TERMINAL, os.ttyname(theirs), *map(str, command)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", *arguments],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "TERM": "xterm", **(environ or {})},
+        )
+        self._theirs = theirs
+        self._bytes = b""
+        self.shown = ""
+
+    def resize(self, columns: int) -> None:
+        self.columns = columns
+        fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    def type(self, text: str) -> None:
+        os.write(self.ours, text.encode())
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """Read until the terminal has shown it."""
+        os.set_blocking(self.ours, False)
+        found: list[re.Match[str]] = []
+
+        def look() -> bool:
+            with suppress(BlockingIOError):
+                self._bytes += os.read(self.ours, 65536)
+                self.shown = self._bytes.decode(errors="ignore")  # half a letter may be there
+            found.extend(re.finditer(pattern, self.shown))
+            return bool(found)
+
+        wait_until(look)
+        return found[0]
+
+    def end(self) -> int:
+        """Read all until the command has ended; its status."""
+        status = self.process.wait(LIMIT)
+        os.write(self._theirs, b"[end]")  # behind all that the command has written
+        self.until(re.escape("[end]"))
+        self.shown = self.shown.removesuffix("[end]")
+        return status
+
+    def frames(self) -> list[list[str]]:
+        """What the screen has shown, after each change: its lines, without blanks at the end."""
+        lines, column, frames = [""], 0, list[list[str]]()
+        for part in re.findall(r"\x1b\[\??\d*\w|[\r\n]|[^\x1b\r\n]+", self.shown):
+            if part == "\r":
+                column = 0
+            elif part == "\n":
+                lines.append("")
+            elif part == "\x1b[K":
+                lines[-1] = lines[-1][:column]
+            elif part.startswith("\x1b"):
+                assert part in ("\x1b[?7l", "\x1b[?7h"), part
+                continue
+            else:
+                lines[-1] = (
+                    lines[-1][:column].ljust(column) + part + lines[-1][column + len(part) :]
+                )
+                column += len(part)
+            frames.append([line.rstrip() for line in lines])
+        return frames
+
+    def screen(self) -> list[str]:
+        """What the screen shows now, without empty lines at its end."""
+        lines = self.frames()[-1]
+        while lines and not lines[-1]:
+            lines.pop()
+        return lines
+
+    def hang_up(self) -> None:
+        os.close(self._theirs)
+        os.close(self.ours)
+        self.ours = self._theirs = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        stop_for_good(self.process)
+        if self.ours >= 0:
+            self.hang_up()
+
+
+LEADERS = {"leads the session": [], "a shell's job": [sys.executable, "-c", SHELL]}
+
+
+#: Writes down the signals that it gets; SIGUSR1 ends it. Arguments: where.
+NOTE = """
+    import os, signal, sys
+    signal.alarm(120)  # the test has failed
+    # Each as it comes: a handler of Python's would see two as one.
+    awaited = [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    log = open(sys.argv[1], "a", buffering=1)
+    print(os.getpid(), os.getppid(), file=log)
+    while True:
+        number = signal.sigwait(awaited)
+        if number == signal.SIGUSR1:
+            os._exit(5)
+        print(signal.Signals(number).name, file=log)
+"""
+
+
+def noted(log: Path) -> list[str]:
+    """What the command has got."""
+    return log.read_text().split()[2:]
+
+
+def wait_for_the_pids(log: Path) -> tuple[int, int]:
+    """The command and its wrapper."""
+    wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
+    pid, wrapper = map(int, log.read_text().split()[:2])
+    return pid, wrapper

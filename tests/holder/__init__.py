@@ -1,0 +1,1 @@
+"""What others can know of a holder, tested."""

@@ -1,0 +1,1 @@
+"""The frontends' own test suites, with the lock and without it."""

@@ -1,0 +1,130 @@
+"""build's, tox's, PDM's and Poetry's own tests of packaging: the lock changes no outcome.
+
+Takes half an hour and a package index, so that it runs on ``--own-suites`` alone.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from plugins import frontends
+from recipes.recipes import RECIPES
+
+pytestmark = [pytest.mark.once, pytest.mark.timeout(3600)]
+#: How long a suite may take, in seconds.
+LIMIT = 1500
+Outcomes = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What of a frontend's sdist is run, and what that needs."""
+
+    sdist: str
+    needs: tuple[str, ...]
+    tests: tuple[str, ...]
+    extras: str = ""
+
+
+_PYTEST = "pytest pytest-cov pytest-mock pytest-rerunfailures pytest-timeout pytest-xdist".split()
+SUITES = {
+    "build": Suite(
+        "build",
+        ("filelock", "covdefaults", "wheel", "setuptools", "setuptools_scm", "pip"),
+        ("test_projectbuilder.py", "test_main.py", "test_env.py", "test_util.py"),
+        "[uv,virtualenv]",
+    ),
+    # Newer sdists need a build hook that is not on the index.
+    "tox": Suite(
+        "tox==4.67.0",
+        (
+            *("build[virtualenv]", "covdefaults", "coverage", "devpi-process", "distlib", "flaky"),
+            *("hatchling", "hatch-vcs", "pdm-backend", "psutil", "re-assert", "setuptools<82"),
+            *("time-machine", "wheel", "detect-test-pollution", "docutils"),
+        ),
+        ("tox_env/python/virtual_env", "tox_env/python/test_python_api.py", "execute"),
+    ),
+    "pdm": Suite(
+        "pdm==2.29.3",  # the last whose own pins can be installed
+        ("pytest-httpserver", "pytest-httpx"),
+        ("cli/test_build.py", "cli/test_install.py", "models/test_candidates.py", "test_plugin.py"),
+        "[pytest,locked]",
+    ),
+    "poetry": Suite(
+        "poetry==2.*",
+        ("dulwich", "responses", "jaraco-classes", "pytest-randomly", "psutil"),
+        (
+            *("installation", "inspection", "masonry", "plugins"),
+            *("console/commands/test_build.py", "console/commands/test_install.py"),
+        ),
+    ),
+}
+
+
+def unpacked_sdist(suite: Suite, directory: Path) -> Path:
+    """The frontend's sdist from the index, unpacked."""
+    name = suite.sdist.partition("=")[0]
+    options = ("--no-deps", "--no-binary", name, "-d", directory)
+    frontends.pip(sys.executable, "download", *options, suite.sdist)
+    [sdist] = directory.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(directory, filter="data")
+    return directory / sdist.name.removesuffix(".tar.gz")
+
+
+def run(python: Path, source: Path, tests: list[str], report: Path, *, locked: bool) -> Outcomes:
+    """Run some of its tests; what became of each."""
+    options = "-q -p no:randomly -p no:cacheprovider -n 2 --no-cov --timeout 300".split()
+    subprocess.run(
+        [python, "-m", "pytest", *options, f"--junitxml={report}", *tests],
+        cwd=source,
+        env={
+            **os.environ,
+            "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+            "SOURCE_TREE_LOCK_PLUGINS": "1" if locked else "0",
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=LIMIT,
+    )
+    outcomes = {}
+    for case in ET.parse(report).iter("testcase"):
+        tags = {child.tag for child in case} & {"failure", "error", "skipped"}
+        outcomes[f"{case.get('classname')}::{case.get('name')}"] = min(tags, default="passed")
+    return outcomes
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_the_lock_changes_no_outcome_of_its_own_suite(name: str, tmp_path: Path) -> None:
+    suite = SUITES[name]
+    source = unpacked_sdist(suite, tmp_path / "sdist")
+    version = source.name.removeprefix(f"{name}-")
+    python = frontends.make_environment(
+        tmp_path / "environment", f"{name}{suite.extras}=={version}", *_PYTEST, *suite.needs
+    )
+    frontends.install_this(python, frontends.own_wheels(tmp_path / "wheels"))
+    tests = [f"tests/{test}" for test in suite.tests]
+    without = run(python, source, tests, tmp_path / "without.xml", locked=False)
+    if name in RECIPES:
+        [site_packages] = (tmp_path / "environment").glob("lib/python*/site-packages")
+        RECIPES[name].apply(site_packages)
+    with_lock = run(python, source, tests, tmp_path / "with.xml", locked=True)
+    print(
+        f"{name} {version}: without {Counter(without.values())}, with {Counter(with_lock.values())}"
+    )
+    changed = {
+        test: (without.get(test), with_lock.get(test))
+        for test in {**without, **with_lock}
+        if without.get(test) != with_lock.get(test)
+    }
+    assert without
+    assert not changed

@@ -1,0 +1,1 @@
+"""The plugins, in the frontends that they are for."""

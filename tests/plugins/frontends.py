@@ -1,0 +1,214 @@
+"""tox, tox-uv, PDM and Poetry from PyPI, each with this distribution, and nothing else, beside it.
+
+They build offline: what a build needs is downloaded once, and Poetry is served it on loopback.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from projects import make_project
+
+ROOT = Path(__file__).parents[2]
+#: What pip installs for each frontend. PDM's own pins: its ranges admit versions that do not fit.
+REQUIREMENTS = {
+    "tox": ("tox",),
+    "tox-uv": ("tox-uv",),
+    "pdm": ("pdm[locked]>=2.29",),
+    "poetry": ("poetry>=2",),
+}
+FRONTENDS = tuple(REQUIREMENTS)
+#: What builds need: pex asks for this wheel.
+BUILD_REQUIREMENTS = ("setuptools", "flit_core", "wheel==0.37.1")
+#: How long a package index may take, in seconds.
+DOWNLOAD_LIMIT = 300
+Installed = dict[str, str]
+STARTED: list[subprocess.Popen[str]] = []
+
+
+def pip(python: Path | str, *arguments: object) -> None:
+    """Run pip, and show what it says when it fails."""
+    done = subprocess.run(
+        [str(python), *"-m pip --disable-pip-version-check -q".split(), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DOWNLOAD_LIMIT,
+    )
+    if done.returncode:
+        raise RuntimeError(f"pip failed:\n{done.stdout}")
+
+
+def make_environment(directory: Path, *requirements: str) -> Path:
+    """A virtual environment with these packages, unless it is there; its Python."""
+    python = directory / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    done = directory / "complete"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(directory)], check=True)
+        pip(python, "install", *requirements)
+        done.touch()
+    return python
+
+
+def install_this(python: Path, wheels: Path) -> None:
+    """Install this distribution, as it is now."""
+    [own] = (wheels / "own").glob("source_tree_lock-*.whl")
+    pip(python, "install", "--force-reinstall", "--no-deps", own)
+    pip(python, "install", own)  # what it depends on
+
+
+def own_wheels(directory: Path) -> Path:
+    """This directory, with a wheel of this distribution in `own`."""
+    options = ("--no-deps", "--no-build-isolation", "-w", directory / "own")
+    pip(sys.executable, "wheel", *options, ROOT)
+    return directory
+
+
+@contextmanager
+def served(wheels: Path) -> Iterator[str]:
+    """The address of a package index on loopback that has these wheels."""
+    index = wheels / "simple"
+    for wheel in wheels.glob("*.whl"):
+        project = index / wheel.name.partition("-")[0].replace("_", "-").lower()
+        project.mkdir(parents=True, exist_ok=True)
+        (project / wheel.name).write_bytes(wheel.read_bytes())
+        links = "".join(f'<a href="{each.name}">{each.name}</a>' for each in project.glob("*.whl"))
+        (project / "index.html").write_text(links)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    handler = functools.partial(Quiet, directory=str(wheels))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/simple/"
+        server.shutdown()
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """One frontend that can install the project of a source tree somewhere."""
+
+    name: str
+    python: Path
+    wheels: Path
+    index: str
+
+    def environ(self, directory: Path) -> dict[str, str]:
+        """What keeps it offline and away from the caches and settings of whoever runs it."""
+        home = directory / "home"
+        return {
+            **os.environ,
+            "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
+            **{name: str(home) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")},
+            **dict.fromkeys(("PIP_NO_INDEX", "UV_NO_INDEX", "UV_OFFLINE"), "1"),
+            **dict.fromkeys(("PIP_FIND_LINKS", "UV_FIND_LINKS"), str(self.wheels)),
+            "PDM_CHECK_UPDATE": "0",
+            "PDM_NON_INTERACTIVE": "1",
+            "POETRY_VIRTUALENVS_IN_PROJECT": "true",
+            "NO_COLOR": "1",
+        }
+
+    def command(self, tree: Path, directory: Path) -> list[str]:
+        """What installs the project of `tree` in an environment below `directory`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.name.startswith("tox"):
+            options = ("run", "-c", tree / "tox.ini", "--workdir", directory / "tox", "-e", "py")
+            return [str(self.python), "-m", "tox", *map(str, options)]
+        consumer = directory / "consumer"
+        consumer.mkdir(exist_ok=True)
+        text = (
+            '[project]\nname = "consumer"\nversion = "1"\nrequires-python = ">=3.10"\n'
+            f'dependencies = ["sample @ {tree.as_uri()}"]\n'
+        )
+        if self.name == "pdm":
+            text += "[tool.pdm]\ndistribution = false\n"
+            self._uv("venv", "-q", "--python", sys.executable, consumer / ".venv")
+            into = ("--python", consumer / ".venv", "--no-index", "--find-links", self.wheels)
+            self._uv("pip", "install", "-q", *into, "setuptools", "flit_core")
+            action = "install --no-isolation -p".split()
+        else:
+            text += '[tool.poetry]\npackage-mode = false\n[[tool.poetry.source]]\nname = "here"\n'
+            text += f'url = "{self.index}"\npriority = "primary"\n'
+            action = "install -n -P".split()
+        (consumer / "pyproject.toml").write_text(text)
+        return [str(self.python), "-m", self.name, *action, str(consumer)]
+
+    def start(
+        self,
+        tree: Path,
+        directory: Path,
+        *,
+        command: list[str] | None = None,
+        cwd: Path | None = None,
+        off: bool = False,
+        environ: Mapping[str, str] = MappingProxyType({}),
+    ) -> subprocess.Popen[str]:
+        """Start it, in a process group of its own, which `end_all` ends; ``off`` without lock."""
+        switch = {"SOURCE_TREE_LOCK_PLUGINS": "0"} if off else {}
+        process = subprocess.Popen(
+            command or self.command(tree, directory),
+            cwd=cwd or directory,
+            env={**self.environ(directory), **environ, **switch},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        STARTED.append(process)
+        return process
+
+    @staticmethod
+    def _uv(*arguments: object) -> None:
+        subprocess.run([sys.executable, "-m", "uv", *map(str, arguments)], check=True)
+
+
+def make_frontend(name: str, directory: Path, wheels: Path, index: str) -> Frontend:
+    """A frontend in an environment below this directory, with this distribution as it is now."""
+    python = make_environment(directory / name, *REQUIREMENTS[name])
+    install_this(python, wheels)
+    return Frontend(name, python, wheels, index)
+
+
+def end_all() -> None:
+    """End what a test has started and not waited for, with all of its children."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def installed(directory: Path) -> Installed:
+    """The files of the package that are installed below a directory, by content."""
+    found = {}
+    for package in directory.glob("**/site-packages/sample*"):
+        for file in package.rglob("*"):
+            if file.suffix in (".py", ".txt") or file.name == "METADATA":
+                name = str(file.relative_to(package.parent))
+                found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def make_checkout(directory: Path, backend: str = "setuptools.build_meta") -> Path:
+    """A project as its maintainer has it, who knows nothing of locks."""
+    tree = make_project(directory, backend)
+    (tree / "tox.ini").write_text("[testenv]\npackage = wheel\ncommands = python -c pass\n")
+    return tree

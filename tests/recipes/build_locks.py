@@ -1,0 +1,33 @@
+"""What build would have beside its own modules: the lock around every hook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from build import _ctx
+
+from source_tree_lock import SourceTreeLockError, Wait
+from source_tree_lock.adapters import locked_runner
+
+Runner = Callable[..., None]
+
+
+def locked(runner: Runner | None, fail: Callable[[str], object]) -> Runner:
+    """A runner that says who holds the tree, and ends build with a line when the time is up."""
+
+    def tell(wait: Wait) -> None:
+        _ctx.log(str(wait))
+
+    run = locked_runner(runner, on_wait=tell)
+
+    def run_or_say_why_not(
+        cmd: Sequence[str],
+        cwd: str | None = None,
+        extra_environ: Mapping[str, str] | None = None,
+    ) -> None:
+        try:
+            run(cmd, cwd, extra_environ)
+        except SourceTreeLockError as error:
+            fail(str(error))
+
+    return run_or_say_why_not

@@ -1,0 +1,168 @@
+"""Each recipe, in the frontend from the package index that it is for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from plugins.frontends import Frontend, installed, make_checkout, make_frontend
+from projects import archives, content
+from support import LIMIT, held_elsewhere, is_free, wait_until, waiters
+
+from source_tree_lock import source_tree_lock
+
+from .recipes import HERE
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        not os.path.exists("/proc/locks"), reason="asks the kernel who waits for a lock"
+    ),
+]
+BUILDERS = ["build", "pip", "hatch"]
+ALL = [*BUILDERS, "nox", "pex", "cibuildwheel"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return make_checkout(tmp_path / "checkout")
+
+
+def start(
+    changed: Frontend, name: str, tree: Path, out: Path, **environ: str
+) -> subprocess.Popen[str]:
+    """The frontend, which builds or installs the project of a tree into `out`."""
+    out.mkdir(exist_ok=True)
+    whole = ["-m", "source_tree_lock", "run", tree, "--", changed.python]
+    commands: dict[str, list[object]] = {
+        "build": [*"-m build --wheel -o".split(), out, tree],
+        "pip": [*"-m pip wheel --no-deps -w".split(), out, tree],
+        "hatch": [*"-m hatch build -t wheel".split(), out],
+        "nox": [*"-m nox --envdir".split(), out, "-f", tree / "noxfile.py"],
+        "pex": [*whole, "-m", "pex", tree, "--no-pypi", "-f", changed.wheels, "-o", out / "a.pex"],
+        # It builds in a container, where there is one; a copy of the tree goes there.
+        "cibuildwheel": [*whole, *"-m cibuildwheel --print-build-identifiers".split(), tree],
+    }
+    if name == "nox":
+        shutil.copy(HERE / "noxfile.py", tree)
+    command = [str(changed.python), *map(str, commands[name])]
+    return changed.start(
+        tree,
+        out,
+        command=command,
+        cwd=tree if tree.is_dir() else out,
+        environ={**environ, "PEX_ROOT": str(out / "root")},
+    )
+
+
+def lock_file_of(tree: Path) -> Path:
+    return Path(source_tree_lock(tree).lock_file)
+
+
+def is_awaited(tree: Path) -> bool:
+    return lock_file_of(tree).exists() and bool(waiters(lock_file_of(tree)))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_waits_says_for_whom_and_builds(
+    changed: Frontend, checkout: Path, tmp_path: Path, name: str
+) -> None:
+    with held_elsewhere(checkout) as holder:
+        process = start(changed, name, checkout, tmp_path / "out")
+        wait_until(lambda: is_awaited(checkout))
+        assert not list(checkout.glob("**/*.egg-info"))
+        holder.say()
+        output, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, output
+    assert f"(pid {holder.pid})" in output, output
+    if name in BUILDERS:
+        [wheel] = archives(tmp_path / "out")
+        assert "sample/module_29.py" in content(wheel)
+    elif name == "nox":
+        assert "sample/module_29.py" in installed(tmp_path / "out")
+    elif name == "pex":
+        command = [changed.python, tmp_path / "out" / "a.pex", "-c", "import sample.module_29"]
+        subprocess.run(list(map(str, command)), check=True, timeout=LIMIT)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_timeout_is_an_error_of_the_frontend(
+    changed: Frontend, checkout: Path, tmp_path: Path, name: str
+) -> None:
+    with held_elsewhere(checkout) as holder:
+        process = start(changed, name, checkout, tmp_path / "out", SOURCE_TREE_LOCK_TIMEOUT="0.3")
+        output, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0
+    assert f"(pid {holder.pid})" in output, output
+    assert "Traceback" not in output
+    assert not list(checkout.glob("**/*.egg-info"))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_ctrl_c_ends_the_wait_and_leaves_the_holder_alone(
+    changed: Frontend, checkout: Path, tmp_path: Path, name: str
+) -> None:
+    with held_elsewhere(checkout) as holder:
+        process = start(changed, name, checkout, tmp_path / "out")
+        wait_until(lambda: is_awaited(checkout))
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=LIMIT)
+        assert process.returncode != 0
+        wait_until(lambda: not is_awaited(checkout))
+        assert not is_free(lock_file_of(checkout))
+        holder.say()
+        holder.expect("released")
+
+
+def test_a_tree_that_pip_has_unpacked_itself_is_not_locked(
+    changed: Frontend, checkout: Path, tmp_path: Path, temp_dir: Path
+) -> None:
+    out = tmp_path / "out"
+    build = [sys.executable, *"-m build -q -n --sdist -o".split(), str(out), str(checkout)]
+    subprocess.run(build, check=True, timeout=LIMIT)
+    [sdist] = archives(out)
+    process = start(changed, "pip", sdist, out)
+    output, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 0, output
+    assert len(archives(out)) == 2
+    assert not list(temp_dir.glob("*.lock"))
+
+
+def test_they_build_one_checkout_at_once_with_pdm_poetry_and_uv_among_them(
+    changed: Frontend, request: pytest.FixtureRequest, checkout: Path, tmp_path: Path
+) -> None:
+    assert request.config.cache is not None
+    others = [
+        make_frontend(name, request.config.cache.mkdir("frontends"), changed.wheels, changed.index)
+        for name in ("pdm", "poetry", "tox")
+    ]
+    outs = {name: tmp_path / name for name in (*BUILDERS, "uv", "pdm", "poetry", "tox")}
+    commands = {each.name: each.command(checkout, outs[each.name]) for each in others}
+    uv = [sys.executable, *"-m uv build -q --wheel --no-config --python".split(), sys.executable]
+    outs["uv"].mkdir()
+    with source_tree_lock(checkout):
+        processes = [start(changed, name, checkout, outs[name]) for name in BUILDERS]
+        processes += [
+            each.start(checkout, outs[each.name], command=commands[each.name]) for each in others
+        ]
+        processes.append(
+            changed.start(checkout, outs["uv"], command=[*uv, "-o", str(outs["uv"]), str(checkout)])
+        )
+        wait_until(lambda: len(waiters(lock_file_of(checkout))) == len(processes))
+    for process in processes:
+        output, _ = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, output
+    built = [content(archives(outs[name])[0]) for name in (*BUILDERS, "uv")]
+    assert built == [built[0]] * len(built)
+    expected = {name: found for name, found in built[0].items() if not name.endswith("RECORD")}
+    assert len(expected) > 30
+    for each in others:
+        found = installed(outs[each.name])
+        assert found == {name: expected[name] for name in found}
+        assert len(found) > 30

@@ -1,0 +1,1 @@
+"""What each system does in its own way, tested."""
