@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._entry import Entry
     from ._held import Hold
     from ._holder.holder import Holder
+    from ._kernel_lock import Identity
     from ._owner import Owner
     from ._paths.tree import Tree
 
@@ -40,8 +41,8 @@ def refuse_endless_wait(entry: Entry) -> None:
     if entry.is_plain and not green and _is_blocked_by_own_thread(entry):
         raise RuntimeError(
             f"source tree {_tree_of(entry).path!r} is being entered by this very thread already, "
-            "in a task of its event loop or in what a signal handler has interrupted: neither could "
-            "go on while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
+            "in a task of its event loop or in what a signal handler has interrupted: neither "
+            "could go on while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
         )
     hold = in_the_way(entry)
     if hold is None:
@@ -133,14 +134,21 @@ def warn_of_circle(tree: Tree, lock_file: str, owner: Owner) -> None:
     from ._handover import handed_down
     from ._holder.circle import find_circle
 
-    holds = [each for each in all_holds() if owner.stands_for(each.owner)]
-    ours = {each.tree.identity for each in holds} | {each.tree for each in handed_down()}
-    ours |= {each.file.identity for each in holds if each.file is not None}
+    ours: dict[Identity, str] = {
+        each.tree: "what this process was handed" for each in handed_down()
+    }
+    for hold in all_holds():
+        if owner.stands_for(hold.owner):
+            ours[hold.tree.identity] = repr(hold.tree.path)
+            if hold.file is not None:
+                ours[hold.file.identity] = repr(hold.tree.path)
+    if not ours:
+        return
+    wanted = {tree.identity: repr(tree.path)}
     status = leads_to(lock_file, os.lstat)
-    wanted = {tree.identity}
     if status is not None:
-        wanted.add((status.st_dev, status.st_ino))
-    circle = find_circle(wanted, ours) if ours else []
+        wanted[status.st_dev, status.st_ino] = repr(tree.path)
+    circle = find_circle(wanted, ours)
     if circle:
         logger().warning(
             "Waiting for source tree %r may never end, since processes wait for each other: %s. "

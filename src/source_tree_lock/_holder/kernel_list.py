@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from .._kernel_lock import Identity
 
+#: Device and inode as the kernel writes them.
+Key = bytes
+
 #: How often to look for a lock in a list that changes. The kernel gives a page at a time, or less
 #: where a lock with all that wait for it needs more, and a lock that is released between two pages
 #: has the next one overlooked (seq_file). Of 2,000 single looks at a busy list, 2 to 88 overlooked
@@ -36,7 +39,7 @@ def kernel_holder(identity: Identity) -> int | None:
 
 def kernel_holders(*identities: Identity) -> dict[Identity, int]:
     """What `kernel_holder` says of each, at one look where one will do."""
-    wanted = {_key(identity): identity for identity in identities}
+    wanted = {key_of(identity): identity for identity in identities}
     found: dict[Identity, int] = {}
     for look in _looks():
         for is_waiting, key, pid in look:
@@ -53,19 +56,28 @@ def waiters(identity: Identity) -> list[int]:
     Those that ask again and again stand in no queue. A process that waits more than once is listed
     once.
     """
-    wanted = _key(identity)
+    wanted = key_of(identity)
     found: list[int] = []
     for look in _looks():
         found = [pid for is_waiting, key, pid in look if is_waiting and key == wanted and pid > 0]
     return list(dict.fromkeys(found))
 
 
-def _key(identity: Identity) -> bytes:
+def flocks() -> list[tuple[bool, Key, int]]:
+    """All flocks: whether each is only waited for, what it is on, and the process."""
+    found: list[tuple[bool, Key, int]] = []
+    for look in _looks():
+        found = look
+    return found
+
+
+def key_of(identity: Identity) -> Key:
+    """Device and inode as the kernel writes them."""
     device, inode = identity
     return b"%02x:%02x:%d" % (os.major(device), os.minor(device), inode)
 
 
-def _looks() -> Iterator[list[tuple[bool, bytes, int]]]:
+def _looks() -> Iterator[list[tuple[bool, Key, int]]]:
     """All flocks, again and again until the list is the same twice.
 
     For each: whether it is only waited for (a line with ``->``, under the lock that is in the way),

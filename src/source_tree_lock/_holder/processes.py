@@ -154,6 +154,20 @@ def has_locked(pid: int | str, inode: Identity, descriptor: int | None = None) -
     return False
 
 
+def flocked_paths(pid: int) -> dict[Identity, str]:
+    """What a process has an flock on, by device and inode, as far as it can be seen."""
+    found: dict[Identity, str] = {}
+    try:
+        for number in os.listdir(f"{PROC}/{pid}/fdinfo") if PROC else ():
+            status = _stat(f"{pid}/fd/{number}")
+            if status is not None and b"FLOCK" in (_read(f"{pid}/fdinfo/{number}") or b""):
+                path = os.readlink(f"{PROC}/{pid}/fd/{number}")
+                found[status.st_dev, status.st_ino] = path.removesuffix(" (deleted)")
+    except OSError:
+        pass  # it has ended, or is another user's
+    return found
+
+
 def _stat_fields(pid: int) -> list[bytes] | None:
     """The fields of /proc/PID/stat from the third, the state, on (proc_pid_stat(5))."""
     text = _read(f"{pid}/stat")

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import functools
+from _collections_abc import Callable, Iterable  # collections.abc, without the package around it
 
+from .._hook_names import HOOK_NAMES
 from .._lock import source_tree_lock
-from .rule import is_setuptools
+from .._options import LockOptions
+from .._paths.tree import AnyPath
+from .rule import Rule, is_setuptools
 from .runner import locked_runner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from typing import Any, Final, TypeVar
 
     from typing_extensions import Unpack
 
-    from .._options import LockOptions
-    from .._paths.tree import AnyPath
-    from .rule import Rule
-
     Hooks = TypeVar("Hooks")
+else:  # for `typing.get_type_hints`
+    Hooks = object
+    Unpack = dict
 
-#: All hooks of PEP 517 and PEP 660.
-HOOK_NAMES: Final = frozenset(
-    (
-        "build_editable",
-        "build_sdist",
-        "build_wheel",
-        "get_requires_for_build_editable",
-        "get_requires_for_build_sdist",
-        "get_requires_for_build_wheel",
-        "prepare_metadata_for_build_editable",
-        "prepare_metadata_for_build_wheel",
-    )
-)
 # pyproject_api's way to the metadata of a backend that cannot prepare them: it builds a wheel.
 _RUNS_HOOKS: Final = HOOK_NAMES | {"metadata_from_built"}
 _HAS_HOOKS: Final = "__legacy__"
@@ -46,44 +35,55 @@ def locked_hooks(
     source_tree: AnyPath | None = None,
     *,
     when: Rule = is_setuptools,
+    also: Iterable[str] = (),
     **lock_options: Unpack[LockOptions],
 ) -> Hooks:
     """The same object, or module, with every hook under the lock of its source tree.
 
     What is no hook passes through. A ``pyproject_hooks.BuildBackendHookCaller`` hands the hold
-    over to its hooks. Other objects have no way to: take the lock around them or in the
-    backend, not in both, or the backend waits for its own frontend.
+    over to its hooks. Other objects have no way to; there the lock file says that the tree is
+    held on behalf of their hooks, so that a backend which locks too gets in (on Linux; elsewhere
+    take the lock in one of the two only).
 
     Args:
         hooks: for example a ``BuildBackendHookCaller``, one of ``pyproject_api``'s frontends,
             or a backend module.
         source_tree: by default the one that the object itself names, else the working
             directory at the time of the call.
-        when: tells of a source tree whether to lock it.
-        lock_options: ``timeout``, ``digest``, ``lock_dir`` and ``on_wait``, as for
-            `source_tree_lock`.
+        when: decides whether the hooks of a source tree are locked.
+        also: names of further hooks of the object, beyond those of PEP 517 and PEP 660.
+        lock_options: ``timeout``, ``digest``, ``lock_dir``, ``on_wait`` and ``while_waiting``,
+            as for `source_tree_lock`.
 
     Raises:
         TypeError, ValueError: a lock option makes no sense.
     """
     source_tree_lock(**lock_options)  # said here, not at the first hook
+    names = _RUNS_HOOKS.union(also)
     # It answers for the object in everything, as far as a type checker is concerned.
-    return _LockedHooks(hooks, source_tree, when, lock_options)  # type: ignore[return-value]
+    return _LockedHooks(hooks, source_tree, when, names, lock_options)  # type: ignore[return-value]
 
 
 class _LockedHooks:
     _locked_hooks: Any
     _locked_tree: AnyPath | None
     _locked_when: Rule
+    _locked_names: frozenset[str]
     _locked_options: LockOptions
 
     def __init__(
-        self, hooks: object, source_tree: AnyPath | None, when: Rule, lock_options: LockOptions
+        self,
+        hooks: object,
+        source_tree: AnyPath | None,
+        when: Rule,
+        names: frozenset[str],
+        lock_options: LockOptions,
     ) -> None:
         vars(self).update(
             _locked_hooks=hooks,
             _locked_tree=source_tree,
             _locked_when=when,
+            _locked_names=names,
             _locked_options=lock_options,
         )
 
@@ -96,9 +96,13 @@ class _LockedHooks:
         attribute = getattr(hooks, name)
         if name == _HAS_HOOKS:
             return _LockedHooks(
-                attribute, self._locked_tree, self._locked_when, self._locked_options
+                attribute,
+                self._locked_tree,
+                self._locked_when,
+                self._locked_names,
+                self._locked_options,
             )
-        return self._lock_around(attribute) if name in _RUNS_HOOKS else attribute
+        return self._lock_around(attribute) if name in self._locked_names else attribute
 
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self._locked_hooks, name, value)
@@ -120,12 +124,13 @@ class _LockedHooks:
             tree = self._tree()
             if not self._locked_when(tree):
                 return hook(*args, **kwargs)
-            with source_tree_lock(tree, **options):
-                runner = getattr(hooks, "_subprocess_runner", None)
+            lock = source_tree_lock(tree, **options)
+            runner = getattr(hooks, "_subprocess_runner", None)
+            # Who is not handed the hold finds in the record that it is held on its behalf.
+            lock._request.is_for_hooks = runner is None
+            with lock:
                 if runner is None:
                     return hook(*args, **kwargs)
-                if _is_default(runner):
-                    runner = None
                 # It changes the object for the time of the call, while this thread alone
                 # holds the tree; the runner enters the tree again and hands it over.
                 handing = locked_runner(runner, when=lambda _: True, **options)
@@ -143,9 +148,3 @@ class _LockedHooks:
             if tree is not None:
                 return tree
         return "."
-
-
-def _is_default(runner: object) -> bool:
-    """Whether a runner is pyproject_hooks' own, of which ours does all and hands more down."""
-    module, name = getattr(runner, "__module__", ""), getattr(runner, "__name__", "")
-    return name == "default_subprocess_runner" and "pyproject_hooks" in module.split(".")

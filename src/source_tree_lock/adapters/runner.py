@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import subprocess
-import threading
+from _collections_abc import Callable  # collections.abc, without the package around it
 from contextlib import suppress
 
 from .._lock import source_tree_lock
-from .rule import is_setuptools
+from .._options import LockOptions
+from .rule import Rule, is_setuptools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Final, Protocol
+    from typing import Any, Final, Protocol
 
     from typing_extensions import Unpack
-
-    from .._options import LockOptions
-    from .rule import Rule
 
     class Runner(Protocol):
         """What ``pyproject_hooks`` and ``build`` call to run a hook in a subprocess."""
@@ -31,6 +28,9 @@ if TYPE_CHECKING:
             extra_environ: Mapping[str, str] | None = None,
         ) -> None:
             """Run ``cmd`` in ``cwd``, with ``extra_environ`` added; raise if it fails."""
+else:  # for `typing.get_type_hints`
+    Runner = Callable
+    Unpack = dict
 
 
 #: How long a command that is to end may take before it is killed, in seconds.
@@ -38,7 +38,7 @@ _GRACE: Final = 5.0
 
 
 def locked_runner(
-    runner: Runner | None = None,
+    runner: Callable[..., object] | None = None,
     *,
     when: Rule = is_setuptools,
     **lock_options: Unpack[LockOptions],
@@ -50,21 +50,26 @@ def locked_runner(
     the lock itself does not wait for its own frontend.
 
     Args:
-        runner: what runs the command. The default runs it here, and hands the descriptors of
-            the kernel locks down besides: a hook that outlives a killed frontend keeps the
-            tree locked until it is done. It ends the command when it is interrupted.
-        when: tells of a source tree whether to lock it.
-        lock_options: ``timeout``, ``digest``, ``lock_dir`` and ``on_wait``, as for
-            `source_tree_lock`.
+        runner: what runs the command, a callable of ``(cmd, cwd, extra_environ)``. Without it,
+            and for the default runner of ``pyproject_hooks``, the command is run here, and the
+            descriptors of the kernel locks are handed down besides: a hook that outlives a
+            killed frontend keeps the tree locked until it is done. It is ended when the frontend
+            is interrupted.
+        when: decides whether the hooks of a source tree are locked.
+        lock_options: ``timeout``, ``digest``, ``lock_dir``, ``on_wait`` and ``while_waiting``,
+            as for `source_tree_lock`.
 
     Raises:
         TypeError, ValueError: a lock option makes no sense.
 
     Raises (when it is called):
-        subprocess.CalledProcessError: the command failed (without a ``runner``).
-        Those of entering a `source_tree_lock`.
+        LockTimeout, LockUnavailable: before the command has run.
+        subprocess.CalledProcessError: the command failed (where it is run here).
+        What ``runner`` and the callbacks raise.
     """
     source_tree_lock(**lock_options)  # what makes no sense is said here, not at the first hook
+    if runner is not None and _is_default(runner):
+        runner = None
 
     def run(
         cmd: Sequence[str],
@@ -85,6 +90,12 @@ def locked_runner(
     return run
 
 
+def _is_default(runner: object) -> bool:
+    """Whether a runner is pyproject_hooks' own, of which ours does all and hands more down."""
+    module, name = getattr(runner, "__module__", ""), getattr(runner, "__name__", "")
+    return name == "default_subprocess_runner" and "pyproject_hooks" in module.split(".")
+
+
 def _run(
     cmd: Sequence[str],
     cwd: str | None = None,
@@ -93,69 +104,17 @@ def _run(
 ) -> None:
     """Run a command to its end, whatever interrupts it: only then the tree may be released."""
     environ = {**os.environ, **(extra_environ or {})}
-    start = _Start(cmd, cwd, environ, descriptors)
-    try:
-        status = start.begin().wait()
-    except BaseException:
-        process = start.give_up()
-        if process is not None:
+    with subprocess.Popen(cmd, cwd=cwd, env=environ, pass_fds=descriptors) as process:
+        try:
+            status = process.wait()
+        except BaseException:
             _end(process)
-        raise
+            raise
     if status:
         raise subprocess.CalledProcessError(status, cmd)
 
 
-class _Start:
-    """The start of a command, in a thread of its own, where no signal handler runs.
-
-    One that raises after the process was made, and before its number is noted, would leave a
-    process that nobody knows of: `subprocess.Popen` is in that moment as long as an exec takes.
-    """
-
-    def __init__(
-        self,
-        cmd: Sequence[str],
-        cwd: str | None,
-        environ: Mapping[str, str],
-        descriptors: Sequence[int],
-    ) -> None:
-        self._arguments = (cmd, cwd, environ, descriptors)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._error: BaseException | None = None
-        self._is_given_up = False
-        self._gate = threading.Lock()
-        self._done = threading.Lock()
-        self._done.acquire()
-
-    def begin(self) -> subprocess.Popen[bytes]:
-        """The process, once it has started; raises what kept it from that."""
-        _thread.start_new_thread(self._start, ())
-        self._done.acquire()
-        if self._error is not None:
-            raise self._error
-        assert self._process is not None
-        return self._process
-
-    def give_up(self) -> subprocess.Popen[bytes] | None:
-        """The process, if it has started; else it never will."""
-        with self._gate:
-            self._is_given_up = True
-        return self._process
-
-    def _start(self) -> None:
-        cmd, cwd, environ, descriptors = self._arguments
-        with self._gate:
-            try:
-                if not self._is_given_up:
-                    self._process = subprocess.Popen(
-                        cmd, cwd=cwd, env=environ, pass_fds=descriptors
-                    )
-            except BaseException as error:  # handed to the caller, who raises it
-                self._error = error
-        self._done.release()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[Any]) -> None:
     try:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
