@@ -81,7 +81,7 @@ def measure_here(times: int, passes: int) -> dict[str, float]:
 
 def run(*, quick: bool) -> Section:
     rounds = []
-    count, sizes = (3, (100, 3)) if quick else (15, (300, 5))
+    count, sizes = (3, (100, 3)) if quick else (10, (300, 5))
     with progress("free tree", count) as step:
         for _ in range(count):
             rounds.append(in_new_process(measure_here, *sizes))

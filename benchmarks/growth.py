@@ -96,6 +96,9 @@ def run(*, quick: bool) -> Section:
     columns = ["how many", *map(str, COUNTS), f"growth of {OURS}", f"growth of {BARE}"]
     section.table(f"Microseconds to enter and leave, and in brackets {two}:", columns, rows)
     colours = [BLUE, GREEN, PINK, ORANGE, DARK]
-    title, names = "Growth: enter and leave a free tree", ("how many there are", "µs")
+    title, names = (
+        "Growth: enter and leave a free tree",
+        ("how many there are", "enter and leave, µs"),
+    )
     section.picture("growth.svg", lines(title, names, series, colours))
     return section
