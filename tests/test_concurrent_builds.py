@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -85,7 +85,7 @@ def test_a_build_that_says_it_succeeded_and_left_no_readable_wheel_is_wrong(
 def test_a_build_that_fails_under_the_lock_makes_the_main_job_fail_and_say_so(
     job: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = job.command
+    command: Callable[..., list[str]] = job.command
 
     def one_that_fails(tree: Path, wheels: Path, *, locked: bool) -> list[str]:
         if locked:
