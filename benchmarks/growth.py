@@ -14,13 +14,17 @@ from peers import BARE, LONG, OURS, Flock
 from plots import BLUE, DARK, GREEN, ORANGE, PINK, lines
 from report import Section
 
-from source_tree_lock import LockTimeout, source_tree_lock
+from source_tree_lock import LockTimeout, SourceTreeLock, source_tree_lock
 
 COUNTS = [1, 10, 100, 1000]
 
 
+_held: list[SourceTreeLock] = []  # one that is collected releases its tree
+
+
 def _hold_one_more(work: str) -> None:
-    source_tree_lock(tempfile.mkdtemp(dir=work)).acquire()
+    _held.append(source_tree_lock(tempfile.mkdtemp(dir=work)))
+    _held[-1].acquire()
 
 
 def _lock_one_more(work: str) -> None:
@@ -34,10 +38,11 @@ def _wait_once_more(work: str) -> None:
             source_tree_lock(work, timeout=LONG, on_wait=lambda _: waits.set()).acquire()
 
     waits = threading.Event()
-    if not source_tree_lock(work).locked():
-        source_tree_lock(work).acquire()
+    if not _held:
+        _held.append(source_tree_lock(work))
+        _held[0].acquire()
     threading.Thread(target=wait, daemon=True).start()
-    waits.wait()
+    assert waits.wait(60), "nobody waits"
 
 
 def _leave_ten_more_lock_files(work: str) -> None:
@@ -91,6 +96,9 @@ def run(*, quick: bool) -> Section:
     columns = ["how many", *map(str, COUNTS), f"growth of {OURS}", f"growth of {BARE}"]
     section.table(f"Microseconds to enter and leave, and in brackets {two}:", columns, rows)
     colours = [BLUE, GREEN, PINK, ORANGE, DARK]
-    title, names = "Growth: enter and leave a free tree", ("how many there are", "µs")
+    title, names = (
+        "Growth: enter and leave a free tree",
+        ("how many there are", "enter and leave, µs"),
+    )
     section.picture("growth.svg", lines(title, names, series, colours))
     return section

@@ -47,7 +47,7 @@ def _run(script: str, *tool: str) -> tuple[str, str]:
 
 def instructions() -> int:
     """Of one enter and leave."""
-    counts = []
+    counts: list[int] = []
     for times in (50, 250):
         out = "--callgrind-out-file=out"
         _, told = _run(_ENTRIES.format(times), "valgrind", "--tool=callgrind", out)

@@ -2,9 +2,9 @@
 
     python -m pip install -e '.[bench]' && python benchmarks/speed.py [--quick] [names…]
 
-Without names it measures all that takes time, in twelve minutes, and wants the machine for itself.
-Each name is that of a file here. Results go to results/, and from there into README.md; those of
-`--quick`, which takes seconds and tells only that all works, elsewhere.
+Without names it measures all that takes time, in about eleven minutes, and wants the machine for
+itself. Each name is that of a file here. Results go to results/, and from there into README.md;
+those of `--quick`, which takes a minute and tells only that all works, elsewhere.
 """
 
 import argparse

@@ -70,10 +70,13 @@ class _Timed:
         self.seconds = 0.0
 
     def __call__(
-        self, cmd: Sequence[str], cwd: str | None = None, extra: Mapping[str, str] | None = None
+        self,
+        cmd: Sequence[str],
+        cwd: str | None = None,
+        extra_environ: Mapping[str, str] | None = None,
     ) -> None:
         started = time.perf_counter()
-        self._runner(cmd, cwd, extra)
+        self._runner(cmd, cwd, extra_environ)
         self.seconds += time.perf_counter() - started
 
 
