@@ -84,28 +84,29 @@ class Entry:
     def enter(self) -> bool:
         """Get in, waiting in this thread; false when the time is up."""
         with UnderWay(self):
-            for pause, seconds in self._pauses():
-                pause.block(seconds)
+            if not self._attempt():
+                for pause, seconds in self._pauses():
+                    pause.block(seconds)
         return self.hold is not None
 
     async def enter_async(self) -> bool:
         """Get in, waiting in this task; false when the time is up."""
         with UnderWay(self):
-            for pause, seconds in self._pauses():
-                await pause.suspend(seconds)
+            if not self._attempt():
+                for pause, seconds in self._pauses():
+                    await pause.suspend(seconds)
         return self.hold is not None
 
     def _pauses(self) -> Generator[tuple[Pause, float | None], None, None]:
-        """Try until it is in or the time is up, and give what to wait for, and how long at most."""
-        while not self._attempt():
-            if self.is_over():
-                self.request.given_up = self.waiting
-                return
-            if self.waiting is None:
-                from ._waiting import Waiting  # what a free tree does not need
+        """Give what to wait for, and how long at most, until it is in or the time is up."""
+        from ._waiting import Waiting  # what a free tree does not need
 
-                self.waiting = Waiting(self)
+        while not self.is_over():
+            self.waiting = self.waiting or Waiting(self)
             yield from self.waiting.pauses()
+            if self._attempt():
+                return
+        self.request.given_up = self.waiting
 
     def _attempt(self) -> bool:
         """Get in if that is possible without waiting."""
@@ -167,7 +168,7 @@ class Entry:
             if hold.register():
                 if hold.handover is not None:
                     self.locks.close()
-                self.locks = Locks()
+                self.locks.tree = self.locks.file = None
         if not hold.is_registered():
             # Another owner of this process is in, by a way that no kernel lock shows: it entered
             # an ancestor's hold, or holds another lock file where trees cannot be locked.

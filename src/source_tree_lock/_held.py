@@ -135,7 +135,7 @@ class Hold:
                     record = self._record
                     self.file.close((lambda fd: blank_record(fd, record)) if record else None)
                 _holds.pop(self.tree.identity, None)
-        leave_context()
+        leave_context(self)
 
 
 # Who was started from inside a hold
@@ -144,6 +144,8 @@ class Hold:
 #: The holds of whoever started this context: asyncio copies it for threads and child tasks.
 #: Holds that are over may still be among them. Made at need: without asyncio nobody copies it.
 _started_from: ContextVar[tuple[Hold, ...]] | None = None
+#: How many holds that are over a context may keep before they are looked for.
+_MOST_OVER = 16
 
 
 def _context_variable() -> ContextVar[tuple[Hold, ...]] | None:
@@ -160,16 +162,18 @@ def enter_context(hold: Hold) -> None:
     """Have what this context starts from now on know that it was started inside of ``hold``."""
     variable = _context_variable()
     if variable is not None:
-        variable.set((*filter(Hold.is_registered, variable.get()), hold))
+        before = variable.get()
+        if len(before) > 2 * len(_holds) + _MOST_OVER:
+            before = tuple(filter(Hold.is_registered, before))
+        variable.set((*before, hold))
 
 
-def leave_context() -> None:
-    """Forget the holds of this context that are over."""
+def leave_context(hold: Hold) -> None:
+    """Forget a hold that is over, if it is the last of this context."""
     if _started_from is not None:
         before = _started_from.get()
-        after = tuple(filter(Hold.is_registered, before))
-        if after != before:
-            _started_from.set(after)
+        if before and before[-1] is hold:
+            _started_from.set(before[:-1])
 
 
 def was_started_from(hold: Hold) -> bool:

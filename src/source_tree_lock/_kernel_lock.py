@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from _thread import RLock
 from contextlib import suppress
 
@@ -35,11 +36,11 @@ _INTERRUPTIONS: Final = 100
 
 
 class _Guard:
-    """A mutex that no signal handler which raises leaves locked.
+    """A mutex that no signal handler which raises leaves locked, on CPython 3.14.
 
-    CPython 3.14 looks for signals between an ``__enter__`` that is C and the body of the
-    ``with``. So this one is Python, and takes the mutex and notes it in one call of C;
-    ``__exit__`` is C, and so runs before anybody looks.
+    That one looks for signals between an ``__enter__`` that is C and the body of the ``with``.
+    So this one is Python, and takes the mutex and notes it in one call of C; ``__exit__`` is C,
+    and so runs before anybody looks. On all others a plain ``RLock`` is as good.
     """
 
     __slots__ = ()
@@ -62,7 +63,7 @@ class _Guard:
 #: held while a descriptor is opened and registered, or unregistered and closed, and around a
 #: fork, so that a forked child knows every descriptor that it has to close. Never held during a
 #: wait. It is re-entrant because a signal handler may fork.
-guard: Final = _Guard()
+guard: Final = _Guard() if sys.version_info[:2] == (3, 14) else RLock()
 
 
 # Forks
@@ -175,7 +176,7 @@ class KernelLock:
         descriptor = self._descriptor
         descriptor.identity = None
         try:
-            self._adopt(os.open, path or self.path, flags, MODE)
+            self._adopt(os.open, (path or self.path,), (flags,), (MODE,))
             status = os.fstat(descriptor.numbers[0])
         except BaseException:
             self.close()
@@ -226,21 +227,22 @@ class KernelLock:
         if not self.is_open() or not (_calls or prepare_locks())[0](self.fileno()):
             return None
         copy = KernelLock(self.path)
-        copy._adopt(os.dup, self.fileno())
+        copy._adopt(os.dup, (self.fileno(),))
         copy._descriptor.identity = self._descriptor.identity
         copy.held, copy.writable = True, self.writable
         return copy
 
-    def _adopt(self, call: Callable[..., int], *arguments: object) -> None:
+    def _adopt(self, call: Callable[..., int], *arguments: tuple[object]) -> None:
         """Register the descriptor that a call of C returns; it is never in nobody's hands.
 
-        A signal handler raises between two steps of the interpreter; `extend` and `map` are one.
+        A signal handler raises between two steps of the interpreter; `extend` and `map`, which
+        wants each argument in a tuple, are one.
         """
         numbers = self._descriptor.numbers
         with guard:
             try:
                 _open[id(self._descriptor)] = self._descriptor
-                numbers.extend(map(call, *((each,) for each in arguments)))
+                numbers.extend(map(call, *arguments))
             finally:
                 if not numbers:
                     _open.pop(id(self._descriptor), None)
@@ -306,6 +308,8 @@ def prepare_locks() -> LockingCalls:
         ImportError, OSError: for want of a free descriptor, for one.
     """
     global _calls
+    if _calls is not None:
+        return _calls
     # A fork waits for the import: a child would wait for ever for what its parent began.
     with guard:
         if _calls is None:

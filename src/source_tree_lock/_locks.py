@@ -77,8 +77,8 @@ class Locks:
         except BlockingIOError:
             return False  # somebody has a lease on it, and is asked to give it back
         try:
-            prepare_locks()
             prepare_records()
+            prepare_locks()
         except (ImportError, OSError) as error:  # for want of a free descriptor, for one
             code = getattr(error, "errno", None) or errno.EIO
             what = f"what is to lock it cannot be imported ({error})"

@@ -28,8 +28,9 @@ def current_thread() -> object:
 
 def in_asyncio() -> bool:
     """Whether an asyncio event loop runs in this thread."""
-    events = sys.modules.get("asyncio.events")
-    running = getattr(events, "_get_running_loop", None)
+    if "asyncio.events" not in sys.modules:
+        return False
+    running = getattr(sys.modules["asyncio.events"], "_get_running_loop", None)
     return running is not None and running() is not None
 
 
@@ -42,16 +43,17 @@ def current_owner() -> object:
         if task is not None:
             return task
     # Either may be half imported by another thread.
-    trio_task = getattr(sys.modules.get("trio.lowlevel"), "current_task", None)
-    if trio_task is not None:
-        try:
-            return trio_task()
-        except RuntimeError:
-            pass  # not in trio
-    getcurrent: Any = getattr(sys.modules.get("greenlet"), "getcurrent", None)
-    if getcurrent is not None:
-        greenlet = getcurrent()
-        if greenlet.parent is not None:  # else it is the thread's own
+    if "trio.lowlevel" in sys.modules:
+        trio_task = getattr(sys.modules["trio.lowlevel"], "current_task", None)
+        if trio_task is not None:
+            try:
+                return trio_task()
+            except RuntimeError:
+                pass  # not in trio
+    if "greenlet" in sys.modules:
+        getcurrent: Any = getattr(sys.modules["greenlet"], "getcurrent", None)
+        greenlet = None if getcurrent is None else getcurrent()
+        if greenlet is not None and greenlet.parent is not None:  # else it is the thread's own
             return greenlet
     return current_thread()
 
@@ -121,8 +123,8 @@ class Owner:
     __slots__ = ("thread", "who")
 
     def __init__(self) -> None:
+        self.thread = _threads.token
         self.who = current_owner()
-        self.thread = current_thread()
 
     def stands_for(self, other: Owner) -> bool:
         """Whether this one may leave, or enter again, what the other has entered.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextlib import suppress
 
 from .._kernel_lock import READ_ONLY, KernelLock, forgets_in_child, guard
 from .._system import RECORD_START, read_at, write_at
@@ -66,7 +65,7 @@ class Record:
 # Writing
 
 
-#: What is the same in all records of this process, and tokens for the next; under `guard`.
+#: What is the same in all records of this process, and tokens for the next; made under `guard`.
 _own = b""
 _tokens: list[str] = []
 
@@ -80,6 +79,8 @@ def _forget_own() -> None:
 def prepare_records() -> None:
     """Make what is the same in all records of this process; nothing of it needs quoting."""
     global _own
+    if _own:
+        return
     with guard:
         if not _own:
             _own = (
@@ -96,11 +97,13 @@ def prepare_records() -> None:
 
 def new_token() -> str:
     """What nobody can guess. The kernel is asked for 64 of them at once."""
-    with guard:
-        if not _tokens:
-            text = os.urandom(64 * 16).hex()
-            _tokens.extend(text[start : start + 32] for start in range(0, len(text), 32))
+    try:
         return _tokens.pop()
+    except IndexError:
+        text = os.urandom(64 * 16).hex()
+        with guard:
+            _tokens.extend([text[start : start + 32] for start in range(32, len(text), 32)])
+        return text[:32]
 
 
 def new_record(token: str, *, is_for_hooks: bool) -> bytes:
@@ -125,8 +128,10 @@ def write_record(lock: KernelLock, record: bytes, size: int) -> None:
 def blank_record(descriptor: int, record: bytes) -> None:
     """Overwrite a record with blank lines, which takes a tenth of the time of a truncation."""
     # Where that fails, a reader sees from its pid or from the kernel's list that it is stale.
-    with suppress(OSError):
+    try:  # noqa: SIM105 (each leaving passes here)
         write_at(descriptor, b"\n" * len(record))
+    except OSError:
+        pass
 
 
 # Reading

@@ -104,7 +104,7 @@ def _absolute(directory: str) -> str:
     """``directory`` from the root on, and not otherwise changed: a ``..`` may follow a symlink."""
     if "\0" in directory:
         raise ValueError(f"no path of a lock directory: {directory!r} (embedded null character)")
-    if os.path.isabs(directory):
+    if directory[:1] == "/" == os.sep or os.path.isabs(directory):
         return directory
     try:
         return os.path.join(os.getcwd(), directory)

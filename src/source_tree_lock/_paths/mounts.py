@@ -58,6 +58,8 @@ def warn_if_other_hosts_get_in(tree: str, identity: Identity, lock_file: str, de
         device: device of the lock file.
     """
     devices = (identity[0], device)
+    if devices in _verdicts and _verdicts[devices] is None:
+        return
     with guard:
         if devices not in _verdicts:
             _verdicts[devices] = _verdict(*devices)
