@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 #: Device and inode: what a path leads to, whatever it is called there.
 Identity = tuple[int, int]
 
-#: The mode of what is made: anybody may lock it, as uv has it.
-MODE: Final = 0o666
+MODE: Final = 0o666  # of what is made: anybody may lock it, as uv has it
 READ_ONLY: Final = os.O_RDONLY | SAFE
 READ_WRITE: Final = os.O_RDWR | SAFE
 
@@ -36,11 +35,10 @@ _INTERRUPTIONS: Final = 100
 
 
 class _Guard:
-    """A mutex that no signal handler which raises leaves locked, on CPython 3.14.
+    """A mutex for CPython 3.14, which looks for signals between a C ``__enter__`` and the body.
 
-    That one looks for signals between an ``__enter__`` that is C and the body of the ``with``.
-    So this one is Python, and takes the mutex and notes it in one call of C; ``__exit__`` is C,
-    and so runs before anybody looks. On all others a plain ``RLock`` is as good.
+    This ``__enter__`` is Python, and takes the mutex and notes it in one call of C; ``__exit__``
+    is C, and so runs before anybody looks. On all others a plain ``RLock`` is as good.
     """
 
     __slots__ = ()
@@ -235,8 +233,7 @@ class KernelLock:
     def _adopt(self, call: Callable[..., int], *arguments: tuple[object]) -> None:
         """Register the descriptor that a call of C returns; it is never in nobody's hands.
 
-        A signal handler raises between two steps of the interpreter; `extend` and `map`, which
-        wants each argument in a tuple, are one.
+        A signal handler raises between two steps of the interpreter; `extend` and `map` are one.
         """
         numbers = self._descriptor.numbers
         with guard:

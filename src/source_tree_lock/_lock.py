@@ -8,6 +8,7 @@ from _collections_abc import Callable  # collections.abc, without the package ar
 from ._entry import Entry, Request
 from ._held import Hold, hold_at
 from ._holder.holder import Holder
+from ._log import warn_of_dropped
 from ._options import FROM_ENVIRONMENT, FromEnvironment, check_acquire, check_options, seconds_of
 from ._owner import Owner, in_asyncio
 from ._paths.digest import cache_digest
@@ -96,11 +97,8 @@ class SourceTreeLock:
     def __del__(self) -> None:
         for entry in getattr(self, "_entries", ()):
             if entry.lasts():
-                try:  # the import fails while an interpreter ends, and a warning may be an error
-                    import warnings
-
-                    text = f"{self!r} was dropped"
-                    warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+                try:
+                    warn_of_dropped(self)
                 finally:
                     entry.leave()
 
@@ -171,11 +169,7 @@ class SourceTreeLock:
 
         Returns:
             Whether the tree is held. It is not when the time is up, be it that of the call,
-            of this lock or of the environment.
-
-        Raises:
-            ValueError, OverflowError: the arguments make no sense.
-            Others as for ``with``, but for `LockTimeout`.
+            of this lock or of the environment. Other errors are those of ``with``.
         """
         check_acquire(blocking, timeout)
         seconds = (seconds_of(self._timeout) if timeout == -1 else timeout) if blocking else 0
@@ -252,8 +246,6 @@ class SourceTreeLock:
 
     def is_held(self) -> bool:
         """Whether anybody holds the tree, in this process or another.
-
-        It takes nothing where the kernel's list can be believed, else the lock for an instant.
 
         Raises:
             LockUnavailable: it cannot be told, because the lock file cannot be opened.

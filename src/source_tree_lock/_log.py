@@ -21,6 +21,14 @@ def informs() -> bool:
     return "logging" in sys.modules and logger().isEnabledFor(20)  # logging.INFO
 
 
+def warn_of_dropped(what: object) -> None:
+    """Warn that something was dropped while it held a tree, as Python does of an open file."""
+    if not sys.is_finalizing():  # else nothing can be imported any more
+        import warnings
+
+        warnings.warn(f"{what!r} was dropped", ResourceWarning, stacklevel=3, source=what)
+
+
 #: What was said once in this process; a message that two threads say at once is said twice.
 _said: frozenset[str] = frozenset()
 

@@ -72,7 +72,9 @@ def flocks() -> list[tuple[bool, Key, int]]:
 
 
 def key_of(identity: Identity) -> Key:
-    """Device and inode as the kernel writes them."""
+    """Device and inode as the kernel writes them; empty where there is no such list."""
+    if not PROC:
+        return b""
     device, inode = identity
     return b"%02x:%02x:%d" % (os.major(device), os.minor(device), inode)
 
