@@ -89,11 +89,9 @@ def forks() -> int:
 def _after_fork_in_child() -> None:
     global _forks
     _forks += 1
-    try:
-        for forget in _in_child:
-            forget()
-    finally:
-        guard.release()
+    for forget in _in_child:
+        forget()
+    guard.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -67,6 +67,11 @@ def source_tree_lock(
     return SourceTreeLock(path, timeout, Request(digest, lock_dir, on_wait, while_waiting))
 
 
+_NEEDS_ASYNCIO = (
+    "`async with` on a source tree lock needs asyncio; elsewhere, use `with` in a worker thread"
+)
+
+
 class SourceTreeLock:
     """The lock of one source tree; made by `source_tree_lock`.
 
@@ -136,10 +141,7 @@ class SourceTreeLock:
     async def __aenter__(self) -> Self:
         """Hold the tree, with other tasks running meanwhile. Errors are those of ``with``."""
         if not in_asyncio():
-            raise RuntimeError(
-                "`async with` on a source tree lock needs asyncio; "
-                "elsewhere, use `with` in a worker thread"
-            )
+            raise RuntimeError(_NEEDS_ASYNCIO)
         entry = self._entry(seconds_of(self._timeout), is_plain=False)
         try:
             if not await entry.enter_async():
@@ -256,10 +258,7 @@ class SourceTreeLock:
         return is_tree_held(lock_file, tree.path)
 
     def holder(self) -> Holder | None:
-        """Who holds the tree now; ``None`` when nobody does, or it cannot be known.
-
-        Errors are those of ``with`` for a path that leads to no directory.
-        """
+        """Who holds the tree now; ``None`` when nobody does, or it cannot be known."""
         from ._holder.look import find_holder
 
         tree, lock_file = self._look()
