@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +26,7 @@ from support import ALIVE, LIMIT, Child, held_elsewhere, is_free, write_project
 
 from source_tree_lock import LockTimeout, source_tree_lock
 from source_tree_lock._handover import VARIABLE
-from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner, runner
+from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
 
 if TYPE_CHECKING:
     from source_tree_lock.adapters.runner import Runner
@@ -287,33 +286,6 @@ def test_an_interruption_ends_the_command_before_the_tree_is_free(
         assert is_free(source_tree_lock(tree).lock_file)
 
 
-def test_an_interruption_while_the_command_starts_ends_it(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[int] = []
-    given_up = threading.Event()
-    give_up = runner._Start.give_up
-    real: Callable[..., None] = subprocess.Popen._execute_child  # type: ignore[attr-defined]
-
-    def interrupted(process: subprocess.Popen[bytes], *arguments: object) -> None:
-        real(process, *arguments)
-        started.append(process.pid)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        assert given_up.wait(LIMIT)  # before anybody can know of it
-
-    def giving_up(start: runner._Start) -> subprocess.Popen[bytes] | None:
-        given_up.set()
-        return give_up(start)
-
-    monkeypatch.setattr(runner._Start, "give_up", giving_up)
-    monkeypatch.setattr(subprocess.Popen, "_execute_child", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        locked_runner()([sys.executable, "-c", "import time; time.sleep(600)"], str(tree))
-    with pytest.raises(ChildProcessError):  # it has ended, and was waited for
-        os.waitpid(started[0], os.WNOHANG)
-    assert is_free(source_tree_lock(tree).lock_file)
-
-
 # Which trees
 
 SETUPTOOLS_TABLE = {
@@ -323,6 +295,16 @@ SETUPTOOLS_TABLE = {
     "no build-backend": ("[build-system]\nrequires = ['setuptools']", True),
     "setuptools": ("[build-system]\nbuild-backend = 'setuptools.build_meta'", True),
     "legacy": ("[build-system]\nbuild-backend = 'setuptools.build_meta:__legacy__'", True),
+    "a wrapper": ("[build-system]\nbuild-backend = 'pbr.build'", True),
+    "another wrapper": ("[build-system]\nbuild-backend = 'jupyter_packaging.build_api'", True),
+    "setuptools among what it requires": (
+        "[build-system]\nrequires = ['x', 'SetupTools[core] >= 70']\nbuild-backend = 'x'",
+        True,
+    ),
+    "a name that begins so": (
+        "[build-system]\nrequires = ['setuptools-scm']\nbuild-backend = 'hatchling.build'",
+        False,
+    ),
     "ours": ("[build-system]\nbuild-backend = 'source_tree_lock.build_meta'", False),
     "our legacy": ("[build-system]\nbuild-backend='source_tree_lock.build_meta:__legacy__'", False),
     "in tree": ("[build-system]\nbuild-backend = 'x'\nbackend-path = ['.']", True),

@@ -36,8 +36,8 @@ from source_tree_lock import (
     source_tree_lock,
 )
 from source_tree_lock._kernel_lock import KernelLock
-from source_tree_lock._paths.lock_file import Place
 from source_tree_lock._line import TaskCaller
+from source_tree_lock._paths.lock_file import Place
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import ModuleType
 from typing import Any, TypeVar, overload
@@ -22,11 +22,11 @@ from pyproject_hooks import (
 from typing_extensions import assert_type
 
 from source_tree_lock import (
-    Holder,
     LockTimeout,
     LockUnavailable,
     SourceTreeLock,
     SourceTreeLockError,
+    Wait,
     cache_digest,
     source_tree_lock,
 )
@@ -45,8 +45,8 @@ def paths(tree: Path, entry: os.DirEntry[str]) -> list[SourceTreeLock]:
     ]
 
 
-def tell(holder: Holder | None) -> None:
-    print(holder)
+def tell(wait: Wait) -> None:
+    print(wait)
 
 
 def name_of(path: Path) -> str:
@@ -60,7 +60,8 @@ def options(tree: Path) -> list[SourceTreeLock]:
         source_tree_lock(tree, timeout=0.5, digest=cache_digest),
         source_tree_lock(tree, digest=name_of, lock_dir=tree, on_wait=tell),
         source_tree_lock(tree, lock_dir="locks", on_wait=print),
-        source_tree_lock(tree, on_wait=lambda holder: holder and holder.pid),
+        source_tree_lock(tree, on_wait=lambda wait: wait.holder and wait.holder.pid),
+        source_tree_lock(tree, while_waiting=lambda wait: print(wait.waited, wait.tree)),
     ]
 
 
@@ -214,9 +215,17 @@ async def signatures_are_kept() -> None:
 # The adapters
 
 
+def runs_as_pip_does(
+    cmd: list[str],
+    cwd: str | None = None,
+    extra_environ: Mapping[str, Any] | None = None,
+) -> None: ...
+
+
 def runners(project: str) -> None:
     runner: SubprocessRunner = locked_runner()
     around: SubprocessRunner = locked_runner(quiet_subprocess_runner)
+    locked_runner(runs_as_pip_does)
     twice: SubprocessRunner = locked_runner(locked_runner(default_subprocess_runner))
     BuildBackendHookCaller(project, "setuptools.build_meta", runner=runner)
     ProjectBuilder(project, runner=around)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ) -> None:
             """Run ``cmd`` in ``cwd``, with ``extra_environ`` added; raise if it fails."""
 else:  # for `typing.get_type_hints`
+    Any = object
     Runner = Callable
     Unpack = dict
 
@@ -38,7 +39,7 @@ _GRACE: Final = 5.0
 
 
 def locked_runner(
-    runner: Callable[..., object] | None = None,
+    runner: Callable[[Any, Any, Any], object] | None = None,
     *,
     when: Rule = is_setuptools,
     **lock_options: Unpack[LockOptions],
