@@ -22,6 +22,7 @@ from pyproject_hooks import (
 from typing_extensions import assert_type
 
 from source_tree_lock import (
+    Holder,
     LockTimeout,
     LockUnavailable,
     SourceTreeLock,
@@ -76,7 +77,7 @@ def use(lock: SourceTreeLock) -> None:
     lock.acquire(blocking=True, timeout=1)
     lock.release()
     assert_type(lock.locked(), bool)
-    assert_type(lock.holder(), "Holder | None")
+    assert_type(lock.holder(), Holder | None)
     assert_type(lock.tree, Path)
     assert_type(lock.lock_file, Path)
     assert_type(lock.environ, dict[str, str])
@@ -105,7 +106,7 @@ def errors(lock: SourceTreeLock) -> None:
         is_one_of: tuple[SourceTreeLockError, TimeoutError] = (error, error)
         assert_type(error.tree, str)
         assert_type(error.waited, float)
-        assert_type(error.holder, "Holder | None")
+        assert_type(error.holder, Holder | None)
         if error.holder is not None:
             assert_type(error.holder.pid, int)
             assert_type(error.holder.program, "str | None")
