@@ -261,18 +261,20 @@ def test_a_child_whose_parent_has_released_takes_the_lock_itself(tree: Path) -> 
 # Who is not: what the environment says must still be true
 
 
-def test_a_token_of_an_earlier_hold_of_the_same_process_is_stale(tree: Path) -> None:
-    lock = source_tree_lock(tree)
-    with lock:
-        stale = lock.environ
-    with lock:
-        assert not is_let_in(tree, stale)
-        assert is_let_in(tree, lock.environ)
-
-
-def test_a_forged_token_is_not_believed(tree: Path) -> None:
+def test_an_entry_planted_for_a_tree_that_somebody_else_holds_lets_nobody_in(tree: Path) -> None:
     with source_tree_lock(tree) as lock:
-        assert not is_let_in(tree, environ_of({**entry_of(lock.environ), "token": "0" * 32}))
+        planted = entry_of(lock.environ)  # with the right token
+        assert not is_let_in(tree, environ_of({**planted, "pid": os.getppid()}))
+
+
+def test_where_the_kernel_names_nobody_a_forged_token_is_not_believed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("source_tree_lock._handover.kernel_holder", lambda _: None)
+    with Child(HAND_OVER, tree) as writer:
+        entry = entry_of(json.loads(writer.line()))
+        monkeypatch.setenv(VARIABLE, environ_of({**entry, "token": "0" * 32})[VARIABLE])
+        assert not source_tree_lock(tree).acquire(blocking=False)
 
 
 def test_a_hold_of_another_tree_is_none_of_this_one(tree: Path, tmp_path: Path) -> None:
@@ -331,9 +333,10 @@ def test_a_writer_whom_the_kernel_does_not_name_is_not_believed(tree: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("what", "expected"), [("alive", True), ("dead", False), ("host", False), ("pids", False)]
+    ("what", "expected"),
+    [("alive", True), ("dead", False), ("host", True), ("pids", True), ("boot", False)],
 )
-def test_where_the_kernel_cannot_tell_the_writer_must_live_here(
+def test_where_the_kernel_names_nobody_the_record_must_be_the_writers_under_this_kernel(
     tree: Path, monkeypatch: pytest.MonkeyPatch, what: str, expected: bool
 ) -> None:
     monkeypatch.setattr("source_tree_lock._handover.kernel_holder", lambda _: None)
@@ -349,6 +352,8 @@ def test_where_the_kernel_cannot_tell_the_writer_must_live_here(
             lock_file.write_text(json.dumps({**record, "host": "another"}))
         elif what == "pids":
             lock_file.write_text(json.dumps({**record, "pid_namespace": 1}))
+        elif what == "boot":
+            lock_file.write_text(json.dumps({**record, "boot": "another"}))
         lock = source_tree_lock(tree)
         assert lock.acquire(blocking=False) is expected
         if expected:
@@ -476,9 +481,11 @@ def test_a_hook_is_let_in_even_if_its_lock_file_was_deleted(tree: Path) -> None:
         frontend.expect("done")
 
 
-def test_a_hold_that_cannot_be_written_down_is_not_handed_over_without_descriptors(
-    tree: Path,
+def test_a_hold_that_no_child_could_believe_is_not_handed_over_without_descriptors(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nothing can be written down, and the kernel names nobody, as on an overlay."""
+    monkeypatch.setattr("source_tree_lock._handover.kernel_holder", lambda _: None)
     lock_file = lock_file_of(tree)
     lock_file.touch()
     os.link(lock_file, lock_file.with_name("another-name"))

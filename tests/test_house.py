@@ -43,7 +43,7 @@ FACES = ["adapters", "build_meta", "_command", "plugins", "__main__"]
 SYSTEM = "_system"
 
 #: Of how many lines each may be, at most; the core's are those of code alone.
-LONGEST_STORY, LONGEST_CLASS, LONGEST_FILE, LARGEST_CORE = 250, 250, 350, 2950
+LONGEST_STORY, LONGEST_CLASS, LONGEST_FILE, LARGEST_CORE = 250, 250, 350, 3000
 
 
 def face_of(name: str) -> str | None:

@@ -239,6 +239,7 @@ def test_cpythons_own_tests_of_rlock_are_here() -> None:
     assert {"test_reacquire", "test_different_thread", "test_timeout"} <= set(RLOCK_TESTS)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some are dropped
 @pytest.mark.parametrize("name", RLOCK_TESTS)
 def test_it_passes_cpythons_own_test_of_rlock(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -313,6 +314,7 @@ def test_acquire_gives_false_where_with_raises(tree: Path) -> None:
     lock.release()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it is dropped
 def test_acquire_with_a_timeout_of_its_own_overrides_the_locks(tree: Path) -> None:
     lock = source_tree_lock(tree, timeout=0)
     with held_elsewhere(tree) as child:
@@ -376,7 +378,7 @@ def test_a_timeout_beyond_what_the_system_counts_is_a_wait_like_any(
 
 
 def test_the_time_that_on_wait_takes_counts(tree: Path) -> None:
-    def until_the_time_is_up(holder: Holder | None) -> None:
+    def until_the_time_is_up(holder: Wait) -> None:
         threading.Event().wait(0.02)
 
     with held_elsewhere(tree), pytest.raises(LockTimeout):
@@ -1071,10 +1073,10 @@ def test_an_async_generator_may_be_closed_by_another_task(tree: Path, no_leaks: 
 
 
 @posix_only
-def test_an_async_generator_that_another_task_closes_releases_no_other_tree(
+def test_an_async_generator_that_another_task_closes_releases_its_own_tree(
     tree: Path, tmp_path: Path, no_leaks: object
 ) -> None:
-    """One object, and two trees: which of them is to be left, nobody says."""
+    """One object, and two trees: the task that entered the first has ended."""
     other, link = tmp_path / "other", tmp_path / "link"
     other.mkdir()
     link.symlink_to("tree")
@@ -1090,12 +1092,10 @@ def test_an_async_generator_that_another_task_closes_releases_no_other_tree(
         link.unlink()
         link.symlink_to("other")
         async with lock:
-            with pytest.raises(RuntimeError, match="cannot release"):
-                await asyncio.create_task(generator.aclose())
-            assert (is_taken(tree), is_taken(other)) == (True, True)
+            await asyncio.create_task(generator.aclose())
+            assert (is_taken(tree), is_taken(other)) == (False, True)
             assert lock.locked()
-        assert (is_taken(tree), is_taken(other)) == (True, False)
-        await lock.__aexit__(None, None, None)
+        assert (is_taken(tree), is_taken(other)) == (False, False)
 
     asyncio.run(main())
     assert not is_taken(tree)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from _collections_abc import Callable  # collections.abc, without the package around it
 
 from ._entry import Entry, Request
 from ._held import Hold, hold_at
 from ._holder.holder import Holder
 from ._log import warn_of_dropped
-from ._options import FROM_ENVIRONMENT, FromEnvironment, check_acquire, check_options, seconds_of
+from ._options import (
+    FROM_ENVIRONMENT,
+    FromEnvironment,
+    check_acquire,
+    check_options,
+    check_path,
+    seconds_of,
+)
 from ._owner import Owner, in_asyncio
 from ._paths.digest import cache_digest
 from ._paths.lock_file import Digest, place_of
@@ -61,8 +67,8 @@ def source_tree_lock(
         from ._decorator import refuse_bare_decorator
 
         refuse_bare_decorator(path)
-    elif not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f"path must be a path or a callable, not {path!r}")
+    else:
+        check_path(path)
     check_options(timeout, digest, lock_dir, on_wait, while_waiting)
     return SourceTreeLock(path, timeout, Request(digest, lock_dir, on_wait, while_waiting))
 
@@ -238,7 +244,8 @@ class SourceTreeLock:
     def _for_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SourceTreeLock:
         if not callable(self._path):
             return self
-        return SourceTreeLock(self._path(*args, **kwargs), self._timeout, self._request)
+        path = self._path(*args, **kwargs)
+        return SourceTreeLock(check_path(path), self._timeout, self._request)
 
     # Looking
 

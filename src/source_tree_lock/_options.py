@@ -65,6 +65,17 @@ def check_options(
             raise TypeError(f"{name} must be a callable or None, not {callback!r}")
 
 
+def check_path(path: AnyPath) -> AnyPath:
+    """The same path.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"path must be a path or a callable, not {path!r}")
+    return path
+
+
 def check_timeout(seconds: float | None, name: str) -> None:
     """Refuse a timeout that is no number of seconds.
 

@@ -1,224 +1,63 @@
-"""setuptools' own backend under the lock: the same hooks, and no trace of builds that died."""
+"""Killed builds: none poisons a later one, and no build fails for the cleaning."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import importlib
-import inspect
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
-import pyproject_api
 import pytest
-from projects import Content, Witness, archives, content, make_project
-from pyproject_hooks import BuildBackendHookCaller
-from support import (
-    LIMIT,
-    Child,
-    held_elsewhere,
-    is_free,
-    wait_until_blocked,
-    write_project,
-)
+from projects import Content, archives, content, make_project
+from support import LIMIT, WITHOUT_ROOTS_RIGHTS, write_project
 
-from source_tree_lock import build_meta, source_tree_lock
-from source_tree_lock.adapters.hooks import HOOK_NAMES
-
-pytestmark = [
-    pytest.mark.skipif(os.name != "posix", reason="what a hook sees is told by flock(2)"),
-    pytest.mark.filterwarnings("ignore::pyproject_hooks.BuildBackendWarning"),
-]
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills builds by SIGKILL")
 
 BACKEND = "source_tree_lock.build_meta"
-SETUPTOOLS = importlib.import_module("setuptools.build_meta")  # which has no types
-
-
-# The same hooks
-
-
-@pytest.mark.parametrize("kind", ["module", "legacy"])
-def test_it_offers_exactly_setuptools_hooks_with_their_parameters(kind: str) -> None:
-    ours, theirs = (
-        getattr(module, "__legacy__") if kind == "legacy" else module  # noqa: B009
-        for module in (build_meta, SETUPTOOLS)
-    )
-    offered = {name for name in HOOK_NAMES if hasattr(theirs, name)}
-    assert "build_wheel" in offered
-    assert {name for name in HOOK_NAMES if hasattr(ours, name)} == offered
-    for name in offered:
-        assert inspect.signature(getattr(ours, name)) == inspect.signature(getattr(theirs, name))
-        assert getattr(ours, name).__name__ == name
-    with pytest.raises(AttributeError, match="no_such_hook"):
-        _ = ours.no_such_hook
-
-
-def test_it_follows_a_setuptools_that_offers_fewer_hooks() -> None:
-    script = """
-    import setuptools.build_meta
-    from source_tree_lock import build_meta
-    del setuptools.build_meta.build_editable
-    tell(hasattr(build_meta, "build_editable"), hasattr(build_meta, "build_wheel"))
-    tell("build_editable" in build_meta.__all__, "build_wheel" in build_meta.__all__)
-    """
-    with Child(script) as child:
-        child.expect("False True")
-        child.expect("False True")
-
-
-def test_everything_that_it_offers_can_be_imported_at_once() -> None:
-    namespace: dict[str, object] = {}
-    exec("from source_tree_lock.build_meta import *", namespace)
-    offered = {name for name in HOOK_NAMES if hasattr(SETUPTOOLS, name)}
-    assert set(namespace) - {"__builtins__"} == offered
-
-
-def test_setuptools_is_imported_when_a_hook_is_looked_up() -> None:
-    script = """
-    import sys
-    from source_tree_lock import build_meta
-    legacy = build_meta.__legacy__
-    tell(hasattr(build_meta, "no_such_hook"), hasattr(legacy, "no_such_hook"))
-    tell("setuptools" in sys.modules)
-    build_meta.build_wheel
-    tell("setuptools" in sys.modules)
-    """
-    with Child(script) as child:
-        child.expect("False False")
-        child.expect("False")
-        child.expect("True")
-
-
-@pytest.mark.parametrize("name", [BACKEND, f"{BACKEND}:__legacy__"])
-def test_every_hook_runs_under_the_lock(tree: Path, tmp_path: Path, name: str) -> None:
-    witness = Witness(tree)
-    write_project(tree, witness.setup)
-    if name.endswith("__legacy__"):
-        (tree / "beside.py").touch()  # which only the legacy backend finds
-        write_project(tree, f"import beside\n{witness.setup}")
-    hooks = BuildBackendHookCaller(str(tree), name)
-    hooks.get_requires_for_build_wheel()
-    hooks.prepare_metadata_for_build_wheel(str(tmp_path))
-    hooks.build_wheel(str(tmp_path))
-    hooks.get_requires_for_build_sdist()
-    hooks.build_sdist(str(tmp_path))
-    hooks.get_requires_for_build_editable()
-    hooks.prepare_metadata_for_build_editable(str(tmp_path))
-    hooks.build_editable(str(tmp_path))
-    commands = ("egg_info", "dist_info", "bdist_wheel", "sdist", "editable_wheel")
-    assert witness.report() == {f"{command} locked" for command in commands}
-    assert is_free(source_tree_lock(tree).lock_file)
-
-
-def test_a_hook_that_waits_says_whom_for(tree: Path) -> None:
-    write_project(tree)
-    hook = f"import {BACKEND} as backend; print(backend.get_requires_for_build_wheel())"
-    with held_elsewhere(tree) as holder:
-        process = subprocess.Popen(
-            [sys.executable, "-c", hook],
-            cwd=tree,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stderr is not None
-        line = process.stderr.readline()
-    assert line.startswith(f"source-tree-lock: waiting for '{tree}', held by ")
-    assert f"(pid {holder.pid})" in line
-    assert process.communicate(timeout=LIMIT)[0].endswith("[]\n")
-    assert process.returncode == 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc/locks")
-@pytest.mark.parametrize("way", ["no descriptor", "a closed file"])
-def test_a_hook_that_waits_needs_nobody_who_listens(tree: Path, tmp_path: Path, way: str) -> None:
-    write_project(tree)
-    hook = f"import sys, {BACKEND} as backend; {{}}backend.get_requires_for_build_wheel()"
-    close = "sys.stderr.close(); " if way == "a closed file" else ""
-    shell = 'exec "$0" "$@" 2>&-' if way == "no descriptor" else 'exec "$0" "$@"'
-    with held_elsewhere(tree), open(tmp_path / "stdout", "wb") as stdout:
-        process = subprocess.Popen(
-            ["sh", "-c", shell, sys.executable, "-c", hook.format(close)], cwd=tree, stdout=stdout
-        )
-        wait_until_blocked(process.pid)
-    assert process.wait(LIMIT) == 0
-    assert "waiting" not in (tmp_path / "stdout").read_text(), "it goes where nobody expects it"
-
-
-def test_toxs_persistent_backend_holds_the_tree_for_a_hook_not_for_its_life(
-    tree: Path, tmp_path: Path
-) -> None:
-    """pyproject_api's own backend process, which tox keeps, and which calls by keyword."""
-    witness = Witness(tree)
-    write_project(tree, witness.setup)
-    lock_file = source_tree_lock(tree).lock_file
-    backend = Path(pyproject_api.__file__).with_name("_backend.py")
-    calls: list[tuple[str, dict[str, object]]] = [
-        ("get_requires_for_build_wheel", {"config_settings": None}),
-        (
-            "prepare_metadata_for_build_wheel",
-            {"metadata_directory": str(tmp_path / "m"), "config_settings": None},
-        ),
-        (
-            "build_wheel",
-            {
-                "wheel_directory": str(tmp_path / "w"),
-                "config_settings": None,
-                "metadata_directory": str(tmp_path / "m"),
-            },
-        ),
-        ("build_sdist", {"sdist_directory": str(tmp_path / "s"), "config_settings": None}),
-    ]
-    (tmp_path / "m").mkdir()  # as the frontend does
-    with subprocess.Popen(
-        [sys.executable, str(backend), "True", BACKEND],
-        cwd=tree,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        for number, (command, keywords) in enumerate(calls):
-            result = tmp_path / f"{number}.json"
-            message = {"cmd": command, "kwargs": keywords, "result": str(result)}
-            process.stdin.write(json.dumps(message) + "\n")
-            process.stdin.flush()
-            while not process.stdout.readline().startswith("Backend: Wrote response"):
-                assert process.poll() is None
-            assert "return" in json.loads(result.read_text()), result.read_text()
-            assert is_free(lock_file)
-            assert {line.split()[1] for line in witness.report()} == {"locked"}
-        process.kill()
-    assert [path.suffix for path in archives(tmp_path / "w")] == [".whl"]
-
-
-# Builds that died
 
 FINISHED = Path("build", ".source-tree-lock-finished")
 BUILD = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-from source_tree_lock import build_meta
-getattr(build_meta, sys.argv[1])(*sys.argv[2:])
+from {backend} import {hook} as hook
+hook(*sys.argv[1:])
 """
+
+
+def run_build(
+    tree: Path,
+    out: Path | None,
+    hook: str = "build_wheel",
+    *,
+    backend: str = BACKEND,
+    prelude: str = "",
+    prefix: tuple[str, ...] = (),
+    environ: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """A hook in a process, and a process group, of its own."""
+    code = prelude + BUILD.format(backend=backend, hook=hook)
+    return subprocess.run(
+        [*prefix, sys.executable, "-c", code, *([str(out)] if out else [])],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        env={**os.environ, **(environ or {})},
+        start_new_session=True,
+    )
 
 
 def build(
     tree: Path, out: Path | None, hook: str = "build_wheel", prelude: str = ""
 ) -> tuple[int, str]:
     """Exit status, and what the library logged."""
-    done = subprocess.run(
-        [sys.executable, "-c", prelude + BUILD, hook, *([str(out)] if out else [])],
-        cwd=tree,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    done = run_build(tree, out, hook, prelude=prelude)
     logged = [line for line in done.stderr.splitlines() if line.startswith("source_tree_lock: ")]
     return done.returncode, "\n".join(logged)
 
@@ -229,6 +68,102 @@ def built(tree: Path, out: Path, hook: str = "build_wheel") -> Content:
     assert build(tree, out, hook)[0] == 0
     [archive] = archives(out)
     return content(archive)
+
+
+#: A compiler that copies. It fails on what has an error; where it is told to, it cuts an output
+#: short and dies, with its whole process group or alone.
+FAKE_COMPILER = """#!/bin/sh
+work=$(dirname "$0")
+sources=
+for each; do
+  case $last in -c) source=$each;; -o) out=$each;; esac
+  case $each in *.o) [ "$last" = -o ] || sources="$sources $each";; esac
+  case $each in -l*) sources="$sources $(ls build/temp*/lib${each#-l}.a)";; esac
+  last=$each
+done
+case " $* " in
+  *" -c "*)
+    echo "$source" >> "$work/compiled"
+    grep -q error "$source" && exit 1
+    cat "$source" > "$out";;
+  *) cat $sources > "$out";;
+esac
+[ -e "$work/cut" ] && case $out in *$(cat "$work/cut")*)
+  : > "$out"
+  rm "$work/cut"
+  [ -e "$work/alone" ] && kill -9 $$
+  kill -9 0;;
+esac
+exit 0
+"""
+FAKE_ARCHIVER = """#!/bin/sh
+shift
+out=$1
+shift
+cat "$@" > "$out"
+"""
+
+
+class Compiler:
+    """A fake one, so that a build can be cut short where a test wants it."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir()
+        for name, text in (("cc", FAKE_COMPILER), ("ar", FAKE_ARCHIVER)):
+            (directory / name).write_text(text)
+            (directory / name).chmod(0o755)
+        self._directory = directory
+        self._environ = {
+            "CC": str(directory / "cc"),
+            "LDSHARED": str(directory / "cc"),
+            "AR": str(directory / "ar"),
+        }
+
+    def run(self, tree: Path, backend: str = BACKEND) -> tuple[int, int]:
+        """Build a wheel: its exit status, and how many objects were compiled for it."""
+        log = self._directory / "compiled"
+        log.write_text("")
+        shutil.rmtree(self._directory / "out", ignore_errors=True)
+        out = self._directory / "out"
+        done = run_build(tree, out, backend=backend, environ=self._environ)
+        return done.returncode, len(log.read_text().split())
+
+    def build(self, tree: Path) -> Path:
+        """The wheel of a build that has to succeed."""
+        assert self.run(tree)[0] == 0
+        [wheel] = archives(self._directory / "out")
+        return wheel
+
+    def die_at(self, output: str, *, alone: bool = False) -> None:
+        """Have the next build die while it writes this; or, alone, the compiler in it."""
+        (self._directory / "cut").write_text(output)
+        if alone:
+            (self._directory / "alone").touch()
+
+    def extension(self, wheel: Path, name: str) -> str:
+        """What the wheel has for an extension: the text of its sources."""
+        with zipfile.ZipFile(wheel) as archive:
+            [found] = [each for each in archive.namelist() if each.startswith(f"{name}.")]
+            return archive.read(found).decode()
+
+
+@pytest.fixture
+def compiler(tmp_path: Path) -> Compiler:
+    return Compiler(tmp_path / "compiler")
+
+
+def make_extensions(tree: Path, *sources: str, libraries: str = "[]") -> None:
+    """A project with an extension for each source, whose text is its path."""
+    extensions = ", ".join(f"Extension({Path(each).stem!r}, [{each!r}])" for each in sources)
+    (tree / "setup.py").write_text(
+        "from setuptools import Extension, setup\n"
+        f"setup(name='sample', version='1', py_modules=[], libraries={libraries},\n"
+        f"      ext_modules=[{extensions}])\n"
+    )
+    for each in sources:
+        path = tree / each
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(each)
 
 
 def test_what_a_dead_build_staged_is_removed_and_told_of(tree: Path, tmp_path: Path) -> None:
@@ -256,6 +191,7 @@ def test_what_a_dead_build_left_half_done_is_done_again(tree: Path, tmp_path: Pa
     write_project(tree)
     alone = built(tree, tmp_path / "out")
     (tree / "build" / "lib" / "sample.py").write_text("")
+    (tree / FINISHED).touch()
     assert built(tree, tmp_path / "out") != alone, "it is no danger"
     (tree / FINISHED).unlink()
     status, logged = build(tree, tmp_path / "again")
@@ -314,66 +250,6 @@ def test_a_temporary_file_in_an_egg_info_is_removed(
     assert [name.rpartition("/")[2] for name in set(again) - set(alone)] == ["own.txt"]
 
 
-def test_of_an_unfinished_sdist_only_its_own_directory_is_removed(
-    tree: Path, tmp_path: Path
-) -> None:
-    write_project(tree)
-    alone = built(tree, tmp_path / "out", "build_sdist")
-    staged = tree / "sample-1"
-    staged.mkdir()
-    os.link(tree / "sample.py", staged / "sample.py")
-    (staged / "PKG-INFO").touch()
-    names = ("sample-2", "other-1", "sample", "-", "1", "x-sample-1", "Sample-1")
-    others = [tree / name for name in names]
-    for path in others:
-        path.mkdir()
-        (path / "file").touch()
-    (tree / "SAMPLE-1").symlink_to(staged)
-    status, logged = build(tree, tmp_path / "again", "build_sdist")
-    assert (status, "Removing 'sample-1'" in logged) == (0, True)
-    [sdist] = archives(tmp_path / "again")
-    assert content(sdist) == alone
-    assert all((path / "file").exists() for path in others)
-    shutil.rmtree(tree / "sample.egg-info")
-    (tree / "sample.egg-info").mkdir()
-    assert build(tree, tmp_path / "again", "build_sdist")[0] == 0
-    assert all((path / "file").exists() for path in others)
-
-
-def test_an_unpacked_sdist_of_another_project_stays(tree: Path, tmp_path: Path) -> None:
-    """It has an egg-info, and is called as what setuptools stages for the project named there."""
-    write_project(tree)
-    vendored = tree / "libfoo-1.2"
-    for name, text in {
-        "PKG-INFO": "Name: libfoo\nVersion: 1.2\n",
-        "libfoo.egg-info/PKG-INFO": "Name: libfoo\nVersion: 1.2\n",
-        "sample.py": "precious",
-    }.items():
-        (vendored / name).parent.mkdir(parents=True, exist_ok=True)
-        (vendored / name).write_text(text)
-    assert build(tree, tmp_path / "out", "build_sdist") == (0, "")
-    assert (vendored / "sample.py").read_text() == "precious"
-    assert len(list(vendored.iterdir())) == 3
-
-
-@pytest.mark.parametrize("what", ["a link", "a pipe", "another spelling"])
-def test_a_directory_that_setuptools_would_not_stage_stays(
-    tree: Path, tmp_path: Path, what: str
-) -> None:
-    write_project(tree)
-    built(tree, tmp_path / "out", "build_sdist")
-    kept = tree / ("SAMPLE-1" if what == "another spelling" else "sample-1")
-    kept.mkdir()
-    (kept / "setup.cfg").write_text("[by]\nhand = 1\n")
-    if what == "a link":
-        (kept / "link").symlink_to(tmp_path)
-    elif what == "a pipe":
-        os.mkfifo(kept / "pipe")
-    # The hook itself may remove it, as setuptools alone does: what comes before must not.
-    status, logged = build(tree, tmp_path / "again", "build_sdist")
-    assert (status, "Removing" in logged) == (0, False)
-
-
 def test_the_temporary_files_of_a_project_below_are_its_own(tree: Path, tmp_path: Path) -> None:
     """Its builds have a lock of their own, and one may be under way."""
     write_project(tree)
@@ -405,22 +281,41 @@ def test_a_first_build_finds_the_packages_that_setuptools_finds(tmp_path: Path, 
     assert made[1] == made[0]
 
 
+def state(*directories: Path) -> dict[str, tuple[int, int, int]]:
+    """Of all that is below: mode, inode and time of the last change."""
+    found = {}
+    for directory in directories:
+        for path in (directory, *directory.rglob("*")):
+            status = path.lstat()
+            found[str(path)] = (status.st_mode, status.st_ino, status.st_mtime_ns)
+    return found
+
+
 def test_a_projects_own_files_of_the_same_names_stay(tree: Path, tmp_path: Path) -> None:
     """It may build elsewhere, and have sources where setuptools would build."""
     write_project(tree)
     (tree / "setup.cfg").write_text("[build]\nbuild_base = elsewhere\n")
-    own = [tree / "build" / name / "own.py" for name in ("lib", "lib.own", "temp.own")]
-    for path in own:
+    for name in ("lib", "lib.own", "temp.own"):
+        path = tree / "build" / name / "own.py"
         path.parent.mkdir(parents=True)
         path.write_text("own")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("theirs")
-    os.utime(elsewhere, (1e9, 1e9))
     (tree / "build" / "lib" / "link.py").symlink_to(elsewhere)
+    before = state(tree / "build", elsewhere)
     assert "sample.py" in built(tree, tmp_path / "out")
-    assert not (tree / FINISHED).exists(), "setuptools builds elsewhere"
-    assert [path.read_text() for path in own] == ["own"] * 3
-    assert [path.stat().st_mtime for path in (*own, elsewhere)] == [0, 0, 0, 1e9]
+    assert state(tree / "build", elsewhere) == before
+
+
+def test_sources_in_build_lib_are_built_by_their_own_times(tree: Path, compiler: Compiler) -> None:
+    """Of a project that builds elsewhere: an edit is in the next wheel, and the file as it was."""
+    make_extensions(tree, "build/lib/one.c")
+    (tree / "setup.cfg").write_text("[build]\nbuild_base = elsewhere\n")
+    compiler.build(tree)
+    (tree / "build" / "lib" / "one.c").write_text("edited")
+    before = state(tree / "build")
+    assert compiler.extension(compiler.build(tree), "one") == "edited"
+    assert state(tree / "build") == before
 
 
 def test_a_build_in_a_tree_whose_name_looks_like_a_pattern_is_finished_too(tmp_path: Path) -> None:
@@ -526,3 +421,360 @@ def test_a_build_that_is_killed_poisons_no_later_one(
         assert built(tree, tmp_path / "out") == right_wheel, f"killed at file {fatal} of {written}"
         if hook == "build_sdist":
             assert built(tree, tmp_path / "out", "build_sdist") == right_sdist
+
+
+# Builds that were cut short in the compiler
+
+
+def finished(tree: Path) -> bool:
+    return (tree / FINISHED).exists()
+
+
+def test_an_extension_that_was_half_linked_is_linked_again(tree: Path, compiler: Compiler) -> None:
+    make_extensions(tree, "one.c", "two.c")
+    compiler.die_at("lib.")
+    assert compiler.run(tree)[0] == -signal.SIGKILL
+    [half] = tree.glob("build/lib.*/one.*")
+    assert half.read_text() == ""
+    wheel = compiler.build(tree)
+    assert compiler.extension(wheel, "one") == "one.c"
+    assert finished(tree)
+    assert compiler.run(tree) == (0, 0), "the rebuilt is trusted"
+
+
+def test_plain_setuptools_that_is_killed_after_a_build_of_ours_poisons_none(
+    tree: Path, compiler: Compiler
+) -> None:
+    make_extensions(tree, "one.c")
+    compiler.build(tree)
+    assert finished(tree)
+    (tree / "one.c").write_text("newer")
+    compiler.die_at("lib.")
+    assert compiler.run(tree, "setuptools.build_meta")[0] == -signal.SIGKILL
+    assert finished(tree), "the mark stands"
+    assert compiler.extension(compiler.build(tree), "one") == "newer"
+
+
+def test_a_static_library_that_was_half_made_is_made_again(tree: Path, compiler: Compiler) -> None:
+    """setuptools keeps its objects even where it is told to build all anew."""
+    make_extensions(tree, "one.c", libraries="[('both', {'sources': ['three.c', 'two.c']})]")
+    for name in ("three.c", "two.c"):
+        (tree / name).write_text(name)
+    compiler.die_at("two.o")
+    assert compiler.run(tree)[0] == -signal.SIGKILL
+    assert compiler.extension(compiler.build(tree), "one") == "one.cthree.ctwo.c"
+
+
+def test_a_linker_that_is_killed_poisons_no_later_build(tree: Path, compiler: Compiler) -> None:
+    """The build itself goes on to fail: a machine short of memory kills the largest process."""
+    make_extensions(tree, "one.c")
+    compiler.die_at("lib.", alone=True)
+    assert compiler.run(tree)[0] == 1
+    [half] = tree.glob("build/lib.*/one.*")
+    assert half.read_text() == ""
+    assert compiler.extension(compiler.build(tree), "one") == "one.c"
+
+
+@pytest.mark.parametrize(
+    "error", ["KeyboardInterrupt()", "MemoryError()", f"OSError({errno.ENOSPC}, 'disk full')"]
+)
+def test_a_copy_that_was_cut_short_by_an_error_poisons_no_later_build(
+    tree: Path, tmp_path: Path, error: str
+) -> None:
+    write_project(tree)
+    alone = built(tree, tmp_path / "out")
+    shutil.rmtree(tree / "build")
+    cut = f"""
+import os
+from distutils import file_util
+def cut(source, target, *rest, **more):
+    open(target, "w").close()
+    raise {error}
+if os.path.exists("../cut"):
+    file_util._copy_file_contents = cut
+"""
+    write_project(tree, cut)
+    (tmp_path / "cut").touch()
+    assert build(tree, tmp_path / "out")[0] != 0
+    assert (tree / "build" / "lib" / "sample.py").read_text() == ""
+    (tmp_path / "cut").unlink()
+    assert built(tree, tmp_path / "out") == alone
+
+
+def test_a_failing_rebuild_does_not_count_as_finished(tree: Path, compiler: Compiler) -> None:
+    make_extensions(tree, "one.c", "two.c")
+    compiler.die_at("two.cpython")
+    assert compiler.run(tree)[0] == -signal.SIGKILL
+    (tree / "one.c").write_text("error")
+    assert compiler.run(tree)[0] == 1
+    assert not finished(tree)
+    (tree / "one.c").write_text("corrected")
+    wheel = compiler.build(tree)
+    assert compiler.extension(wheel, "one") == "corrected"
+    assert compiler.extension(wheel, "two") == "two.c"
+
+
+# What a build costs that failed
+
+
+def test_a_failed_build_costs_what_it_costs_setuptools(tree: Path, compiler: Compiler) -> None:
+    """It is no killed one: after the correction, what was compiled before is kept."""
+    sources = [f"m{number}.c" for number in range(4)]
+    costs = []
+    for backend in ("setuptools.build_meta", BACKEND):
+        shutil.rmtree(tree / "build", ignore_errors=True)
+        make_extensions(tree, *sources)
+        runs = []
+        for text in ("error", "right", "right", "error", "right!"):
+            (tree / "m3.c").write_text(text)
+            os.utime(tree / "m3.c", (0, 1e9 if text == "right" else 2e9))  # by time, not by luck
+            runs.append(compiler.run(tree, backend))
+        costs.append(runs)
+    assert costs[1] == costs[0]
+    assert costs[0][:3] == [(1, 4), (0, 1), (0, 0)]
+
+
+def test_a_setup_py_that_fails_costs_no_rebuild(tree: Path, compiler: Compiler) -> None:
+    make_extensions(tree, "one.c")
+    compiler.build(tree)
+    setup = (tree / "setup.py").read_text()
+    (tree / "setup.py").write_text("raise SystemExit('a mistake')")
+    assert compiler.run(tree) == (1, 0)
+    (tree / "setup.py").write_text(setup)
+    assert compiler.run(tree) == (0, 0)
+
+
+# The way that setuptools is told
+
+
+@pytest.fixture
+def cut_short(tree: Path) -> Path:
+    """A project whose last build left half a module."""
+    write_project(tree)
+    (tree / "build" / "lib").mkdir(parents=True)
+    (tree / "build" / "lib" / "sample.py").touch()
+    return tree
+
+
+def packed(tree: Path, out: Path) -> bool:
+    """Whether the module in the wheel is the whole one."""
+    [wheel] = archives(out)
+    return content(wheel)["sample.py"] == content_of(tree / "sample.py")
+
+
+def content_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("section", ["", "[build]\nForce = 0\nforce = 0\nparallel = 1\n"])
+def test_a_users_own_extra_configuration_stays_in_force(
+    cut_short: Path, tmp_path: Path, temp_dir: Path, section: str
+) -> None:
+    own = tmp_path / "own.cfg"
+    text = f"{section}[bdist_wheel]\nbuild-number = 7\n[aliases]\nodd = é 50%%\n  more\n"
+    own.write_text(text, encoding="utf-8")
+    tell = "import atexit, os; atexit.register(lambda: print(os.environ['DIST_EXTRA_CONFIG']))\n"
+    done = run_build(
+        cut_short, tmp_path / "out", prelude=tell, environ={"DIST_EXTRA_CONFIG": str(own)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(own)
+    [wheel] = archives(tmp_path / "out")
+    assert wheel.name.startswith("sample-1-7-")
+    assert packed(cut_short, tmp_path / "out")
+    assert own.read_text(encoding="utf-8") == text
+    assert not list(temp_dir.glob("*.cfg"))
+
+
+@pytest.mark.parametrize("own", [None, "", "/no/such/file", "/dev/null"])
+@pytest.mark.parametrize("ends", ["well", "in an error"])
+def test_a_rebuild_leaves_the_environment_and_the_temp_directory_as_they_were(
+    cut_short: Path, tmp_path: Path, temp_dir: Path, own: str | None, ends: str
+) -> None:
+    if ends == "in an error":
+        write_project(cut_short, "raise SystemExit(3)")
+    tell = "import atexit, os; atexit.register(lambda: print(os.environ.get('DIST_EXTRA_CONFIG')))"
+    environ = {} if own is None else {"DIST_EXTRA_CONFIG": own}
+    done = run_build(cut_short, tmp_path / "out", prelude=tell, environ=environ)
+    assert (done.returncode == 0) == (ends == "well")
+    assert done.stdout.splitlines()[-1] == str(own)
+    assert not list(temp_dir.glob("*.cfg"))
+    if ends == "well":
+        assert packed(cut_short, tmp_path / "out")
+
+
+def test_a_users_configuration_that_cannot_be_read_is_setuptools_affair(
+    cut_short: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.cfg"
+    own.write_text("no section\n")
+    ours, theirs = (
+        run_build(
+            cut_short, tmp_path / "out", backend=backend, environ={"DIST_EXTRA_CONFIG": str(own)}
+        )
+        for backend in (BACKEND, "setuptools.build_meta")
+    )
+    assert ours.returncode == theirs.returncode == 1
+    assert ours.stderr.splitlines()[-1] == theirs.stderr.splitlines()[-1]
+
+
+def test_a_build_that_cannot_be_forced_goes_on_as_setuptools_would(
+    cut_short: Path, tmp_path: Path
+) -> None:
+    """There may be no temp directory, or a full one."""
+    prelude = """
+import tempfile
+def full(*args, **kwargs):
+    raise OSError(28, "disk full")
+tempfile.mkstemp = full
+"""
+    status, logged = build(cut_short, tmp_path / "out", prelude=prelude)
+    assert (status, "disk full" in logged) == (0, True)
+    assert not finished(cut_short), "the next build may be able to"
+    assert built(cut_short, tmp_path / "out")["sample.py"] == content_of(cut_short / "sample.py")
+
+
+# What is not ours to write
+
+
+def same_as_setuptools(
+    tree: Path, tmp_path: Path, *, prefix: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Build with setuptools and with ours, each in a copy of the tree; the build of ours."""
+    done, wheels = {}, {}
+    for backend in ("setuptools.build_meta", BACKEND):
+        copy, out = tmp_path / f"tree of {backend}", tmp_path / f"out of {backend}"
+        subprocess.run(["cp", "-a", tree, copy], check=True)
+        out.mkdir()
+        out.chmod(0o777)
+        done[backend] = run_build(copy, out, backend=backend, prefix=prefix)
+        wheels[backend] = [content(wheel) for wheel in archives(out)]
+    ours, theirs = done[BACKEND], done["setuptools.build_meta"]
+    if theirs.returncode == 0:
+        assert ours.returncode == 0, ours.stderr
+        assert wheels[BACKEND] == wheels["setuptools.build_meta"]
+    else:
+        assert ours.stderr.splitlines()[-1] == theirs.stderr.splitlines()[-1]
+    return ours
+
+
+@pytest.mark.parametrize("where", ["build/lib", "build/lib/sample.py", "build", "."])
+def test_what_may_not_be_written_is_left_to_setuptools(
+    cut_short: Path, tmp_path: Path, where: str
+) -> None:
+    os.utime(cut_short / "sample.py", (0, 0))
+    for path in (cut_short / where).rglob("*") if where == "." else ():
+        path.chmod(path.stat().st_mode & ~0o222)
+    (cut_short / where).chmod((cut_short / where).stat().st_mode & ~0o222)
+    ours = same_as_setuptools(cut_short, tmp_path, prefix=WITHOUT_ROOTS_RIGHTS)
+    assert not finished(tmp_path / f"tree of {BACKEND}")
+    assert (ours.returncode == 0) == (where in ("build/lib", "build/lib/sample.py"))
+
+
+needs_two_users = pytest.mark.skipif(
+    not WITHOUT_ROOTS_RIGHTS or shutil.which("setpriv") is None,
+    reason="only root can be two users, by Linux' setpriv(1)",
+)
+OWNER, OTHER, GROUP = 54321, 54322, 54320
+#: Another user of the group. He may read what root may: the interpreter may be in root's home.
+AS_OTHER = (
+    *("setpriv", f"--reuid={OTHER}", f"--regid={GROUP}", "--clear-groups"),
+    *("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"),
+    *("--bounding-set=-all,+dac_read_search,+setpcap", "sh", "-c", 'umask 002; exec "$0" "$@"'),
+)
+IN_USER_NAMESPACE = ("unshare", "--user", "--map-root-user")
+
+
+@pytest.fixture
+def open_to_all(tmp_path: Path, temp_dir: Path) -> None:
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(path.stat().st_mode | 0o011)
+    for path in (tmp_path, temp_dir):
+        path.chmod(0o1777)
+
+
+@needs_two_users
+@pytest.mark.usefixtures("open_to_all")
+@pytest.mark.parametrize("how", ["a shared group", "an ACL"])
+@pytest.mark.parametrize("last", ["finished", "killed"])
+def test_a_tree_that_two_users_share_is_built_by_either(
+    tree: Path, tmp_path: Path, how: str, last: str
+) -> None:
+    if how == "an ACL" and shutil.which("setfacl") is None:
+        pytest.skip("needs setfacl(1)")
+    write_project(tree)
+    right = built(tree, tmp_path / "first")
+    (tree / FINISHED).unlink()
+    if last == "killed":
+        (tree / "build" / "lib" / "sample.py").write_text("")
+    for path in (tree, *tree.rglob("*")):
+        os.chown(path, OWNER, 0 if how == "an ACL" else GROUP)
+        path.chmod((0o755, 0o644, 0o2775, 0o664)[2 * (how != "an ACL") + path.is_file()])
+    if how == "an ACL":
+        subprocess.run(["setfacl", "-R", "-m", f"u:{OTHER}:rwX", tree], check=True)
+        subprocess.run(["setfacl", "-R", "-d", "-m", f"u:{OTHER}:rwX", tree], check=True)
+    if last == "finished":
+        same_as_setuptools(tree, tmp_path, prefix=AS_OTHER)
+    out = tmp_path / "out"
+    done = run_build(tree, out, prefix=AS_OTHER)
+    assert done.returncode == 0, done.stderr
+    [wheel] = archives(out)
+    assert content(wheel) == right
+    assert finished(tree)
+
+
+@needs_two_users
+@pytest.mark.usefixtures("open_to_all")
+@pytest.mark.parametrize("who", ["another user", "root of a user namespace"])
+def test_what_root_has_built_in_a_users_tree_is_left_to_setuptools(
+    tree: Path, tmp_path: Path, who: str
+) -> None:
+    """As after ``sudo pip install .``, or in a container whose users are others."""
+    if who == "another user":
+        prefix, owner, builder = AS_OTHER, 0, OTHER
+    else:
+        prefix, owner, builder = IN_USER_NAMESPACE, OWNER, 0
+        tried = subprocess.run([*prefix, "true"], capture_output=True, timeout=LIMIT)
+        if tried.returncode:
+            pytest.skip(f"no user namespaces here: {tried.stderr.decode().strip()}")
+    write_project(tree)
+    run_build(tree, tmp_path / "first", backend="setuptools.build_meta")
+    for path in (tree, *tree.rglob("*")):
+        os.chown(path, builder, builder)
+    lib = tree / "build" / "lib"
+    for path in (lib, *lib.rglob("*")):
+        os.chown(path, owner, owner)
+    ours = same_as_setuptools(tree, tmp_path, prefix=prefix)
+    assert ours.returncode == 0, ours.stderr
+    assert "is not ours to write" in ours.stderr
+
+
+@pytest.mark.parametrize("what", ["a file", "a link to a directory", "a pipe in it", "a loop"])
+def test_a_strange_build_directory_is_left_to_setuptools(
+    tree: Path, tmp_path: Path, what: str
+) -> None:
+    write_project(tree)
+    if what == "a file":
+        (tree / "build").write_text("#!/bin/sh\n")
+    elif what == "a loop":
+        (tree / "build").symlink_to("build")
+    elif what == "a link to a directory":
+        (tmp_path / "scratch" / "lib").mkdir(parents=True)
+        (tree / "build").symlink_to(tmp_path / "scratch")
+    else:
+        (tree / "build" / "lib").mkdir(parents=True)
+        os.mkfifo(tree / "build" / "lib" / "pipe.py")
+        os.mkfifo(tree / "build" / "lib" / "tmp")
+    same_as_setuptools(tree, tmp_path)
+
+
+def test_a_link_in_the_staging_is_removed_and_not_followed(tree: Path, tmp_path: Path) -> None:
+    write_project(tree)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "precious").touch()
+    staging = tree / "build" / "bdist.linux-x86_64"
+    staging.mkdir(parents=True)
+    (staging / "wheel").symlink_to(mine)
+    assert "precious" not in built(tree, tmp_path / "out")
+    assert (mine / "precious").exists()
