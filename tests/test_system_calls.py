@@ -80,20 +80,22 @@ else:
 ENTER = [
     "open",  # the tree
     "stat",  # its identity
+    "readlink",  # its canonical path
     "open",  # the lock file
     "stat",  # a regular file, and its identity
     "flock",  # the lock file
     "flock",  # the tree
-    "stat",  # the lock file's path still leads to what was locked
-    "readlink",  # and so does the tree's, without a symlink on it
-    "getrandom",  # the token that a child shows
-    "pwrite",  # the record
+    "stat",  # the tree's path still leads to what was locked
+    "stat",  # and so does the lock file's
+    "pwrite",  # the record, with one of the tokens that were asked for at once
 ]
 LEAVE = [
-    "pwrite",  # the record is over
-    "flock",  # unlocked by name, since a child may have a copy of the descriptor: the tree
+    "stat",  # the descriptor of the tree still is what was opened
+    "flock",  # unlocked by name, since a child may have a copy of the descriptor
     "close",
-    "flock",  # and the lock file
+    "stat",  # and that of the lock file
+    "pwrite",  # the record is over
+    "flock",
     "close",
 ]
 #: To find that the tree is one that this owner holds; no lock is touched.

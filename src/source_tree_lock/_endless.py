@@ -189,14 +189,17 @@ class Watched:
         global _is_watching
         if self._due is None:
             return
-        with guard:
-            _watched[id(self)] = (self._due, self._look)
-            if not _is_watching:
-                try:
-                    start_thread(_watch)
+        try:
+            with guard:
+                _watched[id(self)] = (self._due, self._look)
+                if not _is_watching:
                     _is_watching = True
-                except RuntimeError:
-                    pass  # no thread can be started: the wait is no worse for it
+                    start_thread(_watch)
+        except RuntimeError:
+            _is_watching = False  # no thread can be started: the wait is no worse for it
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
         with guard:

@@ -5,6 +5,7 @@ Nobody gets in but with the kernel locks, or inside the hold of an ancestor that
 
 from __future__ import annotations
 
+import errno
 import time
 
 from ._held import Hold, enter_context, hold_of
@@ -12,7 +13,8 @@ from ._kernel_lock import forks, guard
 from ._locks import Locks
 from ._owner import Owner
 from ._paths.lock_file import RESTARTS, place_of, restarted_in_vain
-from ._under_way import UnderWay
+from ._under_way import UnderWay, no_longer_under_way
+from .errors import LockUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,7 +101,7 @@ class Entry:
 
     def _pauses(self) -> Generator[tuple[Pause, float | None], None, None]:
         """Give what to wait for, and how long at most, until it is in or the time is up."""
-        from ._waiting import Waiting  # what a free tree does not need
+        from ._waiting import Waiting
 
         while not self.is_over():
             self.waiting = self.waiting or Waiting(self)
@@ -121,6 +123,7 @@ class Entry:
                 locks.close()
                 continue
             if not locks.try_both(tree, place):
+                _import_for_a_wait(place.path)
                 return self._enter_ancestors_hold(tree, place)
             status = locks.check(tree, place)
             if status:
@@ -224,6 +227,7 @@ class Entry:
     def abandon(self) -> None:
         """Give back all that this entry has, whatever it has."""
         try:
+            no_longer_under_way(self)
             self.leave()
         finally:
             try:
@@ -231,3 +235,13 @@ class Entry:
                     self.waiting.give_up()
             finally:
                 self.locks.close()
+
+
+def _import_for_a_wait(lock_file: str) -> None:
+    """Import what a free tree does not need."""
+    try:
+        from . import _handover, _waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except (ImportError, OSError) as error:  # for want of a free descriptor, for one
+        code = getattr(error, "errno", None) or errno.EIO
+        what = f"what is to wait cannot be imported ({error})"
+        raise LockUnavailable(code, what, lock_file) from error

@@ -48,7 +48,8 @@ def hold_at(path: AnyPath, owner: Owner) -> Hold | None:
 def all_holds() -> list[Hold]:
     """All that this process holds."""
     with guard:
-        return list(_holds.values())
+        holds = list(_holds.values())
+    return holds  # noqa: RET504 (see `unwanted_grant`)
 
 
 class Hold:
@@ -101,7 +102,8 @@ class Hold:
     def register(self) -> bool:
         """Have this process hold the tree; false if another owner of it does."""
         with guard:
-            return _holds.setdefault(self.tree.identity, self) is self
+            holder = _holds.setdefault(self.tree.identity, self)
+        return holder is self
 
     def is_registered(self) -> bool:
         """Whether this process holds it: not if it is over, or a fork's parent's."""

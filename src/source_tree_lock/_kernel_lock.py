@@ -118,8 +118,8 @@ class _Descriptor:
             return True
         try:
             status = os.fstat(self.numbers[0])
-        except OSError:
-            return False
+        except OSError as error:
+            return error.errno != errno.EBADF
         return (status.st_dev, status.st_ino) == self.identity
 
 
@@ -315,7 +315,8 @@ def prepare_locks() -> LockingCalls:
 def is_ours(descriptor: int) -> bool:
     """Whether a descriptor was opened here, and so not inherited."""
     with guard:
-        return any(descriptor in each.numbers for each in _open.values())
+        found = any(descriptor in each.numbers for each in _open.values())
+    return found  # noqa: RET504 (see `_line.unwanted_grant`)
 
 
 # What the calls answer, in words

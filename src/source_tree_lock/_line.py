@@ -131,15 +131,19 @@ def unwanted_grant(wanted: KernelLock) -> KernelLock | None:
     Raises:
         OSError: the kernel refuses.
     """
+    # No `return` of what a call gives stands inside: it could be interrupted after the call, and
+    # would leave the mutex locked.
     with guard:
         line = _lines.get(wanted.path)
+        granted = None
         if line is not None and not line.callers and line.file is not None:
-            copy = line.file.locked_copy()
-            if copy is not None:
-                line.is_taken_over = True
-                wanted.close()
-                return copy
-        return wanted if wanted.try_lock() else None
+            granted = line.file.locked_copy()
+        if line is not None and granted is not None:
+            line.is_taken_over = True
+            wanted.close()
+        elif wanted.try_lock():
+            granted = wanted
+    return granted
 
 
 class Caller:
@@ -172,9 +176,14 @@ class Caller:
                 self._line.callers.remove(self)
             self._line = None
             outcome = self._outcome
+            if outcome is not None:
+                self.accept()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def accept(self) -> None:
+        """Let the line's thread know that the offer is taken. Called under `guard`."""
 
     def is_told(self) -> bool:
         """Whether the wait is over: the lock granted, or refused."""
@@ -245,11 +254,9 @@ class TaskCaller(Caller):
         self._taken = _thread.allocate_lock()
         self._taken.acquire()
 
-    def granted(self) -> KernelLock | None:
-        with guard:
-            if self._outcome is not None and self._taken.locked():
-                self._taken.release()
-            return super().granted()
+    def accept(self) -> None:
+        if self._taken.locked():
+            self._taken.release()
 
     def offer(self, outcome: KernelLock | Exception) -> bool:
         # A loop that has stopped may never go on: there, the task is told to try again.

@@ -43,6 +43,11 @@ class UnderWay:
         self._entries.pop(self._key, None)
 
 
+def no_longer_under_way(entry: Entry) -> None:
+    """Forget an entry that is given up, wherever it was interrupted."""
+    _here.entries.pop(id(entry), None)
+
+
 def others_under_way(entry: Entry) -> list[Entry]:
     """The other entries of this thread that are under way."""
     found = [each() for each in list(_here.entries.values())]
