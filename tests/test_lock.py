@@ -35,6 +35,7 @@ from source_tree_lock import (
     LockUnavailable,
     SourceTreeLock,
     SourceTreeLockError,
+    Wait,
     _kernel_lock,
     _line,
     source_tree_lock,

@@ -99,7 +99,7 @@ LEAVE = [
     "close",
 ]
 #: To find that the tree is one that this owner holds; no lock is touched.
-ENTER_AGAIN = ["open", "stat", "close"]
+ENTER_AGAIN = ["open", "stat", "readlink", "stat", "close"]
 
 #: Kernels and C libraries differ in which of a family they have.
 FAMILIES = {

@@ -28,9 +28,9 @@ from support import (
 )
 
 from source_tree_lock import (
-    Holder,
     LockTimeout,
     LockUnavailable,
+    Wait,
     _kernel_lock,
     _line,
     source_tree_lock,
@@ -647,7 +647,7 @@ def test_whom_it_waits_for_is_told_once_and_logged_once(
 
     with held_elsewhere(tree, environ={"TMPDIR": str(tmp_path / temp_dir_of_holder)}) as holder:
 
-        def on_wait(who: Holder | None) -> None:
+        def on_wait(who: Wait) -> None:
             told.append(who)
             threading.Timer(0.1, holder.say).start()
 

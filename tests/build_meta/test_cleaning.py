@@ -730,9 +730,9 @@ def test_what_root_has_built_in_a_users_tree_is_left_to_setuptools(
     tree: Path, tmp_path: Path, who: str
 ) -> None:
     """As after ``sudo pip install .``, or in a container whose users are others."""
-    if who == "another user":
-        prefix, owner, builder = AS_OTHER, 0, OTHER
-    else:
+    prefix: tuple[str, ...] = AS_OTHER
+    owner, builder = 0, OTHER
+    if who != "another user":
         prefix, owner, builder = IN_USER_NAMESPACE, OWNER, 0
         tried = subprocess.run([*prefix, "true"], capture_output=True, timeout=LIMIT)
         if tried.returncode:
