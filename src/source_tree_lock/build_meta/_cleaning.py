@@ -48,6 +48,14 @@ def cleaned(hook: str) -> Iterator[None]:
     """
     with _left_to_setuptools():
         _remove(_temporary_files())
+    if hook == "build_sdist":
+        config = None
+        with _left_to_setuptools():
+            # A killed one may have left half a copy, which setuptools takes for the newer file.
+            config = _forcing("sdist")
+        with _read_by_setuptools(config):
+            yield
+        return
     if hook != "build_wheel":  # the others build elsewhere what they keep
         yield
         return
@@ -174,11 +182,7 @@ def _may_have_cut_a_file_short(error: BaseException | None) -> bool:
 
 
 def _force_rebuild_after_crash(build: str) -> str | None:
-    """Have setuptools build all anew; None where what it keeps is not ours to write.
-
-    Returns:
-        A file for setuptools to read. It repeats what the user's own says: only one is read.
-    """
+    """A file that has setuptools build all anew; None where what it keeps is not ours to write."""
     for path in _kept(build):
         if not os.access(path, os.W_OK):
             logger().info("Keeping what is in %r: %r is not ours to write.", build, path)
@@ -186,19 +190,27 @@ def _force_rebuild_after_crash(build: str) -> str | None:
     logger().info(
         "Building anew what is in %r: the build that made it may not have finished.", build
     )
+    # The objects of static libraries are kept in spite of that. `setup.py clean` removes the same.
+    for path in _listed(build, "temp."):
+        if "-" in os.path.basename(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+    return _forcing("build")
+
+
+def _forcing(command: str) -> str:
+    """A file for setuptools to read, which has a command do all anew.
+
+    It repeats what the user's own says: only one is read.
+    """
     config = RawConfigParser()
     config.optionxform = str  # type: ignore[assignment,method-assign]
     own = os.environ.get(_EXTRA_CONFIG, "")
     if os.path.isfile(own):
         with open(own, encoding="utf-8") as file:
             config.read_file(file)
-    if not config.has_section("build"):
-        config.add_section("build")
-    config.set("build", "force", "1")
-    # The objects of static libraries are kept in spite of that. `setup.py clean` removes the same.
-    for path in _listed(build, "temp."):
-        if "-" in os.path.basename(path) and not os.path.islink(path):
-            shutil.rmtree(path)
+    if not config.has_section(command):
+        config.add_section(command)
+    config.set(command, "force", "1")
     descriptor, name = tempfile.mkstemp(prefix="source-tree-lock-", suffix=".cfg", text=True)
     try:
         with open(descriptor, "w", encoding="utf-8") as forcing:
