@@ -25,6 +25,16 @@ ON_WINDOWS = frozenset(
 )
 
 
+#: Folders that need more than the extra `test` has, or take long: the option that asks for them.
+_ON_REQUEST = {
+    "cluster": "--cluster",
+    "corpus": "--corpus",
+    "own_suites": "--own-suites",
+    "plugins": "--frontends",
+    "recipes": "--frontends",
+}
+
+
 def pytest_configure() -> None:
     """Tests send signals, which nohup(1), say, has had this process ignore, and its children."""
     for name in ("SIGINT", "SIGQUIT", "SIGHUP"):
@@ -41,6 +51,11 @@ def pytest_report_header() -> list[str]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the longer version of each test")
+    parser.addoption(
+        "--frontends",
+        action="store_true",
+        help="run the plugins and the recipes in tox, PDM, Poetry, ... from the package index too",
+    )
     parser.addoption(
         "--corpus",
         action="store_true",
@@ -62,9 +77,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if os.name == "nt" and HERE in collection_path.parents:
         is_wanted = any(collection_path in (path, *path.parents) for path in ON_WINDOWS)
         return None if is_wanted or collection_path.name in ("__init__.py", "conftest.py") else True
-    option = {"cluster": "--cluster", "corpus": "--corpus", "own_suites": "--own-suites"}.get(
-        collection_path.name
-    )
+    option = _ON_REQUEST.get(collection_path.name)
     return True if option is not None and not config.getoption(option) else None
 
 
