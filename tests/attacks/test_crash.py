@@ -58,7 +58,7 @@ _END_OF_THREAD = {"until it waits": {"exit"}, "once it waits": {"exit", "rt_sigp
         ("plain", "missing", "on a free tree"),
         ("plain", "there", "on a free tree"),
         ("plain", "full of junk", "on a free tree"),
-        ("without nameless files", "missing", "on a free tree"),
+        ("without hard links", "missing", "on a free tree"),
         ("plain", "there", "until it waits"),
         ("in time", "there", "until it waits"),
         ("in a task", "there", "until it waits"),
@@ -107,7 +107,7 @@ def test_killed_at_any_system_call_it_keeps_nobody_out(
                 hits[name] += member.rest() == []
                 member.wait()
                 # With a second name for a moment, a death in that moment leaves it.
-                _assert_clean(tree, lock_file, leftovers=way == "without nameless files")
+                _assert_clean(tree, lock_file, leftovers=way != "without hard links")
             member.close()
     count_cases(cases)
     missed = {name for name in counts if not hits[name]}
@@ -128,15 +128,14 @@ def _assert_clean(tree: Path, lock_file: Path, *, leftovers: int = 0) -> None:
 
 
 _WAIT = {
-    "plain": "source_tree_lock(sys.argv[1]).acquire()",
-    "in time": "source_tree_lock(sys.argv[1], timeout=3600).acquire()",
+    "plain": "lock = source_tree_lock(sys.argv[1])\nlock.acquire()",
+    "in time": "lock = source_tree_lock(sys.argv[1], timeout=3600)\nlock.acquire()",
     "in a task": """
-        async def enter():
-            await source_tree_lock(sys.argv[1]).__aenter__()
-        asyncio.run(enter())
+        lock = source_tree_lock(sys.argv[1])
+        asyncio.run(lock.__aenter__())
     """,
 }
-_HOLD = 'source_tree_lock(sys.argv[1]).acquire()\ntell("held")\nheard()'
+_HOLD = 'lock = source_tree_lock(sys.argv[1])\nlock.acquire()\ntell("held")\nheard()'
 
 
 @pytest.mark.parametrize("way", _WAIT)

@@ -7,15 +7,10 @@ first, and must refute them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from source_tree_lock import LockTimeout, _handover, source_tree_lock
-from source_tree_lock._holder.kernel_list import kernel_holder
-
-from .crew import Crew
 from .explorer import Model, Verdict
 
 # The two locks
@@ -358,38 +353,3 @@ def test_a_child_enters_by_its_token_only_while_the_hold_lasts(
 def test_the_model_refutes_a_token_that_is_believed_too_easily(belief: Belief) -> None:
     """Because its writer lives, or because it was there a moment before."""
     assert _check_handover(belief).story
-
-
-def test_a_token_is_read_again_after_the_kernel_was_asked(
-    crew: Crew, tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second refuted variant, against the library: its writer locks anew in that moment."""
-    parent = crew.start(
-        """
-        lock = source_tree_lock(sys.argv[1])
-        with lock:
-            tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
-            heard()
-        with lock:
-            tell("holds another time")
-            heard()
-        """,
-        tree,
-    )
-    monkeypatch.setenv("SOURCE_TREE_LOCK_HELD", parent.line())
-    with source_tree_lock(tree, timeout=0):
-        pass  # what was handed over is good
-    asked = 0
-
-    def let_go_and_ask(identity: tuple[int, int]) -> int | None:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
-            parent.say("let go")
-            parent.expect("holds another time")
-        return kernel_holder(identity)
-
-    monkeypatch.setattr(_handover, "kernel_holder", let_go_and_ask)
-    with pytest.raises(LockTimeout), source_tree_lock(tree, timeout=0):
-        pass
-    assert asked >= 1
