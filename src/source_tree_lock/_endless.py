@@ -132,7 +132,11 @@ _FLOCK: Final = (
 def warn_of_circle(tree: Tree, lock_file: str, owner: Owner) -> None:
     """Warn if processes wait for each other in a circle that this owner's wait is part of."""
     from ._handover import handed_down
-    from ._holder.circle import find_circle
+
+    try:
+        from ._holder.circle import find_circle
+    except (ImportError, OSError):
+        return  # no descriptor is free, say: then nothing is claimed
 
     ours: dict[Identity, str] = {
         each.tree: "what this process was handed" for each in handed_down()

@@ -240,8 +240,8 @@ class Entry:
 def _import_for_a_wait(lock_file: str) -> None:
     """Import what a free tree does not need."""
     try:
-        import json  # noqa: F401  # pyright: ignore[reportUnusedImport]
-
+        __import__("json")
+        __import__("signal")
         from . import _handover, _waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except (ImportError, OSError) as error:  # for want of a free descriptor, for one
         code = getattr(error, "errno", None) or errno.EIO

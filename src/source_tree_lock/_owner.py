@@ -94,8 +94,8 @@ def is_main_interpreter() -> bool:
         return bool(is_main())
     try:
         import _xxsubinterpreters as interpreters  # type: ignore[import-not-found] # before 3.12
-    except ImportError:
-        return True  # another Python, which has no others
+    except (ImportError, OSError):
+        return True  # another Python, which has no others; or no descriptor is free
     return bool(interpreters.get_current() == interpreters.get_main())
 
 

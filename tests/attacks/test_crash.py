@@ -38,11 +38,6 @@ _WAYS = {
                 pass
         asyncio.run(enter_and_leave())
     """,
-    "without hard links": """
-        making.LINKS = False
-        with source_tree_lock(sys.argv[1]):
-            pass
-    """,
 }
 
 #: What the interpreter also calls, and not equally often in each run.
@@ -58,7 +53,6 @@ _END_OF_THREAD = {"until it waits": {"exit"}, "once it waits": {"exit", "rt_sigp
         ("plain", "missing", "on a free tree"),
         ("plain", "there", "on a free tree"),
         ("plain", "full of junk", "on a free tree"),
-        ("without hard links", "missing", "on a free tree"),
         ("plain", "there", "until it waits"),
         ("in time", "there", "until it waits"),
         ("in a task", "there", "until it waits"),
@@ -107,7 +101,7 @@ def test_killed_at_any_system_call_it_keeps_nobody_out(
                 hits[name] += member.rest() == []
                 member.wait()
                 # With a second name for a moment, a death in that moment leaves it.
-                _assert_clean(tree, lock_file, leftovers=way != "without hard links")
+                _assert_clean(tree, lock_file, leftovers=1)
             member.close()
     count_cases(cases)
     missed = {name for name in counts if not hits[name]}
