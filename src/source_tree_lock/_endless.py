@@ -134,7 +134,8 @@ def warn_of_circle(tree: Tree, lock_file: str, owner: Owner) -> None:
     from ._handover import handed_down
 
     try:
-        from ._holder.circle import find_circle
+        with guard:  # a fork waits for what is imported
+            from ._holder.circle import find_circle
     except (ImportError, OSError):
         return  # no descriptor is free, say: then nothing is claimed
 

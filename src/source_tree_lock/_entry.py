@@ -238,12 +238,12 @@ class Entry:
 
 
 def _import_for_a_wait(lock_file: str) -> None:
-    """Import what a free tree does not need."""
+    """Import what a free tree does not need. A fork waits for it, as in `prepare_locks`."""
     try:
-        __import__("json")
-        __import__("signal")
-        from . import _handover, _waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        with guard:
+            __import__("json")
+            __import__("signal")
+            from . import _handover, _waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except (ImportError, OSError) as error:  # for want of a free descriptor, for one
-        code = getattr(error, "errno", None) or errno.EIO
         what = f"what is to wait cannot be imported ({error})"
-        raise LockUnavailable(code, what, lock_file) from error
+        raise LockUnavailable(getattr(error, "errno", 0) or errno.EIO, what, lock_file) from error

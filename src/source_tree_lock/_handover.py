@@ -21,7 +21,7 @@ from ._holder.processes import (
     working_directory_of,
 )
 from ._holder.record import parse_json, read_record
-from ._kernel_lock import Identity, is_ours, leads_to
+from ._kernel_lock import Identity, guard, is_ours, leads_to
 from ._system import CAN_HAND_DOWN
 from .errors import LockUnavailable
 
@@ -250,8 +250,8 @@ def hand_over(hold: Hold, *, with_descriptors: bool) -> tuple[dict[str, str], li
     Raises:
         LockUnavailable: a child could believe nothing of this hold.
     """
-    import json  # as for a record
-
+    with guard:  # as for a record
+        import json
     handovers = handed_down()
     for other in all_holds():
         if other is not hold and hold.owner.stands_for(other.owner):

@@ -7,6 +7,7 @@ from _collections_abc import Callable  # collections.abc, without the package ar
 from ._entry import Entry, Request
 from ._held import Hold, hold_at
 from ._holder.holder import Holder
+from ._kernel_lock import guard
 from ._log import warn_of_dropped
 from ._options import (
     FROM_ENVIRONMENT,
@@ -106,12 +107,11 @@ class SourceTreeLock:
         return {**vars(self), "_entries": []}
 
     def __del__(self) -> None:
-        for entry in getattr(self, "_entries", ()):
-            if entry.lasts():
-                try:
-                    warn_of_dropped(self)
-                finally:
-                    entry.leave()
+        lasting = [entry for entry in getattr(self, "_entries", ()) if entry.lasts()]
+        for entry in lasting:
+            entry.leave()
+        if lasting:
+            warn_of_dropped(self._path)
 
     # Entering and leaving
 
@@ -301,7 +301,8 @@ class SourceTreeLock:
 
     def _hand_over(self, *, with_descriptors: bool) -> tuple[dict[str, str], list[int]]:
         """`environ`, and the descriptors that the child is to inherit besides (POSIX)."""
-        from ._handover import hand_over
+        with guard:  # a fork waits for what is imported
+            from ._handover import hand_over
 
         hold = self._hold()
         if hold is None:

@@ -9,6 +9,7 @@ from ._kernel_lock import (
     KernelLock,
     current_status,
     error_unsupported,
+    guard,
     prepare_locks,
     unavailable,
 )
@@ -86,7 +87,8 @@ class Locks:
         try:
             if self.file.try_lock():
                 return True
-            from ._line import unwanted_grant  # what a free tree does not need
+            with guard:  # a fork waits for what is imported
+                from ._line import unwanted_grant
 
             self.blocked_by = self.file
             self.file = unwanted_grant(self.file) or self.file

@@ -22,11 +22,12 @@ def informs() -> bool:
 
 
 def warn_of_dropped(what: object) -> None:
-    """Warn that something was dropped while it held a tree, as Python does of an open file."""
+    """Warn that a lock of this path was dropped while it was held, as Python does of open files."""
     if not sys.is_finalizing():  # else nothing can be imported any more
         import warnings
 
-        warnings.warn(f"{what!r} was dropped", ResourceWarning, stacklevel=3, source=what)
+        text = f"the lock of {what!r} was dropped while it held the tree"
+        warnings.warn(text, ResourceWarning, stacklevel=3)
 
 
 #: What was said once in this process; a message that two threads say at once is said twice.
