@@ -71,15 +71,15 @@ class Entry:
     ) -> None:
         self.path = path
         self.request = request
-        self.owner = Owner()
+        self.owner: Owner = Owner()
         self.is_plain = is_plain
-        self.started = time.monotonic()
-        self.deadline = None if seconds is None else self.started + seconds
+        self.started: float = time.monotonic()
+        self.deadline: float | None = None if seconds is None else self.started + seconds
         self.hold: Hold | None = None
-        self.locks = Locks()
+        self.locks: Locks = Locks()
         self.waiting: Waiting | None = None
         self.may_be_below_holder = True
-        self._forks = forks()
+        self._forks: int = forks()
 
     # Getting in
 

@@ -123,8 +123,8 @@ class Owner:
     __slots__ = ("thread", "who")
 
     def __init__(self) -> None:
-        self.thread = _threads.token
-        self.who = current_owner()
+        self.thread: object = _threads.token
+        self.who: object = current_owner()
 
     def stands_for(self, other: Owner) -> bool:
         """Whether this one may leave, or enter again, what the other has entered.

@@ -5,7 +5,8 @@
 
 import os
 
-if os.name == "posix":
+TYPE_CHECKING = False  # pyright: ignore[reportConstantRedefinition]
+if TYPE_CHECKING or os.name == "posix":
     from .posix import *  # noqa: F403
 else:
     from .windows import *  # noqa: F403
