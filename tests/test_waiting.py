@@ -796,7 +796,7 @@ def test_where_no_thread_can_be_started_the_lock_is_unavailable(
 
 #: Waits, and is interrupted by a handler that enters the same tree. Arguments: the tree, a timeout.
 ENTERS_IN_A_HANDLER = """
-    import signal
+    import signal, source_tree_lock._waiting
     from source_tree_lock import source_tree_lock
     def handler(*_):
         tell("interrupted")

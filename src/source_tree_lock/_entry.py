@@ -241,9 +241,9 @@ def _import_for_a_wait(lock_file: str) -> None:
     """Import what a free tree does not need. A fork waits for it, as in `prepare_locks`."""
     try:
         with guard:
-            __import__("json")
-            __import__("signal")
-            from . import _handover, _waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
+            for name in ("json", "signal"):
+                __import__(name)
+            from ._waiting import Waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except (ImportError, OSError) as error:  # for want of a free descriptor, for one
         what = f"what is to wait cannot be imported ({error})"
         raise LockUnavailable(getattr(error, "errno", 0) or errno.EIO, what, lock_file) from error
