@@ -42,9 +42,13 @@ _WAYS = {
 
 #: What the interpreter also calls, and not equally often in each run.
 _MAY_VARY = {"read", "close", "epoll_wait", "lseek", "getpid"}
-#: How the thread ends that waited in line; the process may end before. It masks signals when it
-#: begins as well, but that is before it waits.
-_END_OF_THREAD = {"until it waits": {"exit"}, "once it waits": {"exit", "rt_sigprocmask"}}
+#: How the threads end that waited in line, or watch a wait; the process may end before, and before
+#: the one that watches has begun to sleep. They mask signals when they begin as well, but that is
+#: before the wait.
+_END_OF_THREAD = {
+    "until it waits": {"exit", "set_robust_list", "clock_nanosleep"},
+    "once it waits": {"exit", "rt_sigprocmask", "clock_nanosleep"},
+}
 
 
 @pytest.mark.parametrize(
