@@ -330,15 +330,33 @@ def test_a_loop_of_short_attempts_is_told_of_once_for_each_holder(
     assert len(records) == 2
 
 
-def test_once_it_got_in_the_next_wait_is_told_of_again(tree: Path) -> None:
+#: Another program, which leaves no record: nothing tells its two locks apart. Argument: a file.
+LOCKS_TWICE = """
+    import fcntl
+    file = open(sys.argv[1], "w")
+    for _ in range(2):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        tell("held")
+        heard()
+        fcntl.flock(file, fcntl.LOCK_UN)
+        tell("released")
+        heard()
+"""
+
+
+def test_once_it_got_in_the_next_wait_is_told_of_again_though_the_holder_is_the_same(
+    tree: Path,
+) -> None:
     told: list[Wait] = []
     lock = source_tree_lock(tree, on_wait=told.append)
-    with held_elsewhere(tree) as holder:
-        assert not lock.acquire(timeout=0.05)
-        holder.say()
-        holder.expect("released")
-    with lock:
-        pass
-    with held_elsewhere(tree):
-        assert not lock.acquire(timeout=0.05)
-    assert len(told) == 2
+    with Child(LOCKS_TWICE, lock.lock_file) as holder:
+        for times in (1, 2):
+            holder.expect("held")
+            for _ in range(2):
+                assert not lock.acquire(timeout=0.05)
+            assert len(told) == times
+            holder.say()
+            holder.expect("released")
+            with lock:
+                pass
+            holder.say()
