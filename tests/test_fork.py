@@ -423,3 +423,43 @@ def test_processes_of_multiprocessing_wait_for_each_other(
         parent.expect("exit status 0")
         assert parent.end() == 0
         assert (is_free(lock_file), is_free(tree)) == (True, True)
+
+
+# Forks in the midst of an entry
+
+
+@linux_only
+@pytest.mark.parametrize("timeout", [None, LIMIT])
+@pytest.mark.parametrize("where", ["on_wait", "while_waiting", "digest"])
+def test_a_child_that_is_forked_in_a_callback_enters_for_itself(
+    where: str, timeout: float | None, tree: Path, lock_file: Path
+) -> None:
+    script = f"""
+        parent, children = os.getpid(), []
+        def fork(*_):
+            if os.getpid() == parent and not children:
+                children.append(os.fork())
+                if os.getpid() == parent:
+                    tell("forked")
+            return {lock_file.name.removeprefix("uv-setuptools-").removesuffix(".lock")!r}
+        with source_tree_lock(tree, timeout={timeout}, {where}=fork) as lock:
+            who = "parent" if os.getpid() == parent else "child"
+            tell(who, "in", lock.locked())
+            assert what_is_open() == sorted([os.path.basename(lock.lock_file), "tree"])
+            tell(who, "leaves")
+        if os.getpid() != parent:
+            os._exit(0)
+        tell("ended with", ended(*children))
+    """
+    with held_elsewhere(tree) as holder, child(script, tree) as parent:
+        parent.expect("forked")
+        holder.say()
+        holder.expect("released")
+        lines = [parent.line() for _ in range(4)]
+        assert sorted(lines) == sorted(
+            ["parent in True", "parent leaves", "child in True", "child leaves"]
+        )
+        # One after the other: whoever is in leaves before the next comes.
+        assert [line.split()[0] for line in lines][::2] == [line.split()[0] for line in lines][1::2]
+        parent.expect("ended with 0")
+        assert parent.end() == 0

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from support import (
     Child,
     held_elsewhere,
     is_free,
+    unshared,
     wait_until,
     waiters,
     write_project,
@@ -717,3 +718,53 @@ def test_no_holder_is_overlooked_while_others_lock_and_unlock(tree: Path, tmp_pa
         status = lock.lock_file.stat()
         identity = (status.st_dev, status.st_ino)
         assert {kernel_holder(identity) for _ in range(1000)} == {os.getpid()}
+
+
+# The kernel names the writer as the holder of the tree, whatever becomes of the lock file
+
+
+def delete(lock_file: Path) -> None:
+    lock_file.unlink()
+
+
+def truncate(lock_file: Path) -> None:
+    os.truncate(lock_file, 0)
+
+
+def write_a_byte(lock_file: Path) -> None:
+    with lock_file.open("r+") as file:
+        file.write("x")
+
+
+def replace(lock_file: Path) -> None:
+    lock_file.unlink()
+    lock_file.write_text("somebody else's")
+
+
+@needs_proc_locks
+@pytest.mark.parametrize("change", [delete, truncate, write_a_byte, replace])
+def test_a_handed_hold_is_believed_whatever_becomes_of_the_lock_file(
+    change: Callable[[Path], None], tree: Path
+) -> None:
+    with source_tree_lock(tree) as lock:
+        environ = lock.environ
+        change(lock.lock_file)
+        assert is_let_in(tree, environ)
+        assert not is_let_in(tree, {})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--pid", "--fork", "--mount-proc"),
+        ("--mount",),
+        ("--user", "--map-root-user"),
+        ("--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc"),
+    ],
+    ids=" ".join,
+)
+def test_a_handed_hold_is_believed_from_a_namespace(options: tuple[str, ...], tree: Path) -> None:
+    prefix = unshared(*options)
+    with source_tree_lock(tree) as lock:
+        assert is_let_in(tree, lock.environ, prefix=prefix)
+        assert not is_let_in(tree, {}, prefix=prefix)

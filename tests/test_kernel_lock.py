@@ -187,3 +187,50 @@ def test_an_at_fork_hook_of_somebody_else_may_close_and_open_what_it_likes(
         assert not is_free(tree)
         child.say()
         child.expect("False")
+
+
+#: Enters and leaves the guard over and over while a handler raises. Argument: seconds.
+INTERRUPTED_AT_RANDOM = """
+    import signal, threading, time
+    from source_tree_lock._kernel_lock import guard
+    class Alarm(Exception):
+        pass
+    is_on = False
+    def handler(*_):
+        if is_on:
+            raise Alarm
+    def is_free():
+        found = []
+        def look():
+            found.append(guard.acquire(blocking=False))
+            if found[0]:
+                guard.release()
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        return found[0]
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    hits = locked = 0
+    end = time.monotonic() + float(sys.argv[1])
+    while time.monotonic() < end or not hits:
+        try:
+            is_on = True
+            for _ in range(1000):
+                with guard:
+                    pass
+            is_on = False
+        except Alarm:
+            is_on = False
+            hits += 1
+            if not is_free():
+                locked += 1
+                guard.release()
+    tell("left locked", locked)
+"""
+
+
+def test_no_interruption_leaves_the_guard_locked(long_run: bool) -> None:
+    """CPython 3.14 looks for signals between the C `__enter__` of a `with` and its body."""
+    with Child(INTERRUPTED_AT_RANDOM, 20 if long_run else 1.5) as child:
+        child.expect("left locked 0")

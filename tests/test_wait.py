@@ -9,11 +9,13 @@ import pickle
 import re
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from holder.crowd import flock_1, linux_only
-from support import LIMIT, Child, held_elsewhere, wait_until
+from support import LIMIT, Child, held_elsewhere, is_free, wait_until
+from ways import WAYS
 
 from source_tree_lock import Holder, LockTimeout, Wait, source_tree_lock
 from source_tree_lock._holder.kernel_list import kernel_holder
@@ -190,3 +192,171 @@ def test_a_path_that_a_terminal_would_obey_is_not_told_as_it_is() -> None:
     wait = Wait("/home/\033[31mred\n", "/tmp/a.lock", None, 0.0)
     for text in (str(wait), repr(wait), wait.line(200), wait.line(40)):
         assert text.isprintable()
+
+
+# Steered by `while_waiting`
+
+ways = pytest.mark.parametrize("way", WAYS)
+timeouts = pytest.mark.parametrize("timeout", [None, LIMIT], ids=["for ever", "bounded"])
+#: What the holder has: with another temporary directory, it is the tree alone.
+blocked_by = pytest.mark.parametrize("blocked_by", ["lock file", "tree"])
+
+
+class Stop(Exception):
+    """What a frontend raises to end a wait."""
+
+
+def environ_of_holder(blocked_by: str, tmp_path: Path) -> dict[str, str]:
+    return {"TMPDIR": str(tmp_path)} if blocked_by == "tree" else {}
+
+
+@ways
+@timeouts
+@blocked_by
+def test_what_while_waiting_raises_ends_the_wait_with_nothing_held(
+    way: str, timeout: float | None, blocked_by: str, tree: Path, tmp_path: Path, no_leaks: object
+) -> None:
+    raised, told = Stop(), []
+
+    def stop(wait: Wait) -> None:
+        told.append(wait)
+        if len(told) == 2:
+            raise raised
+
+    lock = source_tree_lock(tree, timeout=timeout, while_waiting=stop)
+    with held_elsewhere(tree, environ=environ_of_holder(blocked_by, tmp_path)) as holder:
+        with pytest.raises(Stop) as caught:
+            WAYS[way](lock, lambda: pytest.fail("it got in"))
+        assert caught.value is raised
+        assert len(told) == 2
+        assert not lock.locked()
+        holder.say()  # it was there all the time
+        holder.expect("released")
+        wait_until(lambda: is_free(lock.lock_file) and is_free(tree))
+
+
+@ways
+@timeouts
+def test_on_wait_is_called_once_and_while_waiting_again_and_again(
+    way: str, timeout: float | None, tree: Path, no_leaks: object
+) -> None:
+    first: list[Wait] = []
+    then: list[Wait] = []
+    with held_elsewhere(tree) as holder:
+
+        def let_go(wait: Wait) -> None:
+            then.append(wait)
+            if len(then) == 3:
+                holder.say()
+                holder.expect("released")
+
+        lock = source_tree_lock(tree, timeout=timeout, on_wait=first.append, while_waiting=let_go)
+        WAYS[way](lock, lambda: None)
+    [wait] = first
+    for each in (wait, *then[:3]):  # by then it has left
+        assert each.tree == str(tree.resolve())
+        assert each.lock_file == str(lock.lock_file)
+        assert each.holder is not None
+        assert each.holder.pid == holder.pid
+    times = [each.waited for each in then]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    # On a loaded machine a call is late, and never early.
+    assert all(gap >= 0.2 for gap in gaps), times
+    assert wait.waited <= times[0]
+
+
+@timeouts
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["plain", "async"])
+def test_a_wait_that_was_granted_meanwhile_is_told_of_no_more(
+    timeout: float | None, asynchronous: bool, tree: Path, no_leaks: object
+) -> None:
+    told: list[Wait] = []
+    with held_elsewhere(tree) as holder:
+
+        def let_go(wait: Wait) -> None:
+            told.append(wait)
+            if len(told) == 1:
+                holder.say()
+                holder.expect("released")
+                wait_until(lambda: kernel_holder(identity) == os.getpid())
+                time.sleep(0.3)  # the next call is due, and nobody is in the way any more
+
+        lock = source_tree_lock(tree, timeout=timeout, while_waiting=let_go)
+        status = lock.lock_file.stat()
+        identity = (status.st_dev, status.st_ino)
+        WAYS["async with" if asynchronous else "with"](lock, lambda: None)
+    assert len(told) == 1
+
+
+@ways
+def test_while_waiting_is_called_where_the_entry_waits(way: str, tree: Path) -> None:
+    threads: list[int] = []
+    tasks: list[object] = []
+
+    def stop(wait: Wait) -> None:
+        threads.append(threading.get_ident())
+        if "async" in way:
+            tasks.append(asyncio.current_task())
+        raise Stop
+
+    with held_elsewhere(tree), pytest.raises(Stop):
+        WAYS[way](source_tree_lock(tree, while_waiting=stop), lambda: None)
+    assert threads == [threading.get_ident()]
+    assert None not in tasks
+
+
+def test_a_free_tree_calls_neither(tree: Path) -> None:
+    def never(wait: Wait) -> None:
+        raise AssertionError("nobody is in the way")
+
+    for way in WAYS.values():
+        way(source_tree_lock(tree, on_wait=never, while_waiting=never), lambda: None)
+
+
+def test_a_loop_of_short_attempts_is_told_of_once_for_each_holder(
+    tree: Path, caplog: pytest.LogCaptureFixture, no_leaks: object
+) -> None:
+    caplog.set_level(logging.INFO, "source_tree_lock")
+    told: list[Wait] = []
+    lock = source_tree_lock(tree, on_wait=told.append)
+    for holders in (1, 2):
+        with held_elsewhere(tree) as holder:
+            for _ in range(4):
+                assert not lock.acquire(timeout=0.05)
+            assert len(told) == holders
+            assert told[-1].holder is not None
+            assert told[-1].holder.pid == holder.pid
+    records = [each for each in caplog.records if each.name == "source_tree_lock"]
+    assert len(records) == 2
+
+
+#: Another program, which leaves no record: nothing tells its two locks apart. Argument: a file.
+LOCKS_TWICE = """
+    import fcntl
+    file = open(sys.argv[1], "w")
+    for _ in range(2):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        tell("held")
+        heard()
+        fcntl.flock(file, fcntl.LOCK_UN)
+        tell("released")
+        heard()
+"""
+
+
+def test_once_it_got_in_the_next_wait_is_told_of_again_though_the_holder_is_the_same(
+    tree: Path,
+) -> None:
+    told: list[Wait] = []
+    lock = source_tree_lock(tree, on_wait=told.append)
+    with Child(LOCKS_TWICE, lock.lock_file) as holder:
+        for times in (1, 2):
+            holder.expect("held")
+            for _ in range(2):
+                assert not lock.acquire(timeout=0.05)
+            assert len(told) == times
+            holder.say()
+            holder.expect("released")
+            with lock:
+                pass
+            holder.say()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     R = TypeVar("R")
 
 
-def refuse_bare_decorator(function: object) -> None:
+def refuse_bare_decorator(function: Callable[..., object]) -> None:
     """Refuse ``@source_tree_lock`` without parentheses, which takes the function for a path.
 
     A function that is being decorated begins at a decorator's line, in which its caller is.
@@ -26,7 +26,7 @@ def refuse_bare_decorator(function: object) -> None:
     Raises:
         TypeError: it says what to write.
     """
-    code = getattr(function, "__code__", None)
+    code = getattr(inspect.unwrap(function), "__code__", None)  # below other decorators
     caller = sys._getframe(2)
     if (
         code is not None

@@ -166,6 +166,7 @@ class Waiting:
             yield _KernelQueue(lock, Watched(entry, look)), None
         elif lock is entry.locks.file:
             yield from self._stand_in_line()
+            return  # who was granted the lock waits for nobody
         else:  # the tree, which is nearly always free once the lock file is ours
             yield _Nap(), self._until_tick(self._next_nap())
         self._tick()
@@ -179,7 +180,8 @@ class Waiting:
         caller.join(entry.locks.place)
         while not (caller.is_told() or entry.is_over() or entry.is_of_parent()):
             yield caller, self._until_tick()
-            self._tick()
+            if not caller.is_told():
+                self._tick()
         with suppress(NoPlace):  # the directory has gone: the next attempt may get the tree alone
             entry.locks.file = caller.granted()
         self.caller = None

@@ -83,7 +83,9 @@ def locked_runner(
             return
         with source_tree_lock(tree, **lock_options) as lock:
             if runner is None:
-                environ, descriptors = lock._hand_over(with_descriptors=True)
+                # gevent's forks by `os.fork`, at which a child closes all descriptors of ours.
+                is_pythons = subprocess.Popen.__module__ == "subprocess"
+                environ, descriptors = lock._hand_over(with_descriptors=is_pythons)
                 _run(cmd, cwd, {**(extra_environ or {}), **environ}, descriptors)
             else:
                 runner(cmd, cwd, {**(extra_environ or {}), **lock.environ})

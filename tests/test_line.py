@@ -1,0 +1,51 @@
+"""The line of a process: a thread that waits for callers that gave up refuses nobody."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from support import LIMIT, held_elsewhere
+
+from source_tree_lock import _line, source_tree_lock
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
+
+
+def test_a_try_is_not_refused_for_the_thread_of_a_caller_that_gave_up(
+    tree: Path, long_run: bool, no_leaks: object
+) -> None:
+    """Its thread may be granted the lock at any moment after the holder left."""
+    lock = source_tree_lock(tree)
+
+    def give_up() -> None:
+        assert not source_tree_lock(tree).acquire(timeout=0.02)
+
+    joined = 0
+    for _ in range(200 if long_run else 25):
+        assert lock.acquire(blocking=False)
+        thread = threading.Thread(target=give_up)
+        thread.start()
+        thread.join(LIMIT)
+        joined += str(lock.lock_file) in _line._lines
+        lock.release()
+    assert joined, "nobody ever stood in line"
+    assert lock.acquire(blocking=False)
+    lock.release()
+
+
+def test_a_try_is_refused_while_somebody_else_has_what_the_thread_waits_for(
+    tree: Path, no_leaks: object
+) -> None:
+    lock = source_tree_lock(tree)
+    with held_elsewhere(tree) as holder:
+        while str(lock.lock_file) not in _line._lines:
+            assert not lock.acquire(timeout=0.05)
+        for _ in range(20):
+            assert not lock.acquire(blocking=False)
+        holder.say()
+        holder.expect("released")
+    assert lock.acquire(blocking=False)
+    lock.release()
