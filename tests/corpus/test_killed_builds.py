@@ -1,10 +1,11 @@
-"""Real builds, killed at random moments: the next wheel is the one that is built alone."""
+"""Real builds that are killed: the next wheel is the one that is built alone."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import pytest
 from .conftest import Fetch
 from .real_project import OURS, SETUPTOOLS, RealProject
 
-#: Of each project, so many builds are killed. The bounds are shares of a whole build: before the
-#: first, Python itself starts.
+#: How many builds of each project are killed.
 KILLS = 8
+#: Shares of a whole build: in what comes before, Python itself starts.
 MOMENTS = (0.15, 1.0)
 PROJECTS = [
     "six==1.17.0",
@@ -39,28 +40,56 @@ def test_a_killed_build_poisons_no_later_one(
     started = time.monotonic()
     right = project.build()
     whole = time.monotonic() - started
+    made = [path for path in (project.tree / "build").rglob("*") if path.is_file()]
+    linked = [path for path in made if path.suffix == ".so"]
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     kills: list[str] = []
+    tries = 0
     while len(kills) < KILLS:
+        tries += 1
+        assert tries <= 10 * KILLS, f"builds are too quick to be killed: {kills}"
         # Every third is of plain setuptools, where the last build of ours has finished.
         backend = SETUPTOOLS if len(kills) % 3 == 2 else OURS
-        if len(kills) % 2:
-            touch(project.tree)  # else as a first build
-        else:
+        path = chance.choice(linked or made)
+        if backend == OURS:
             project.start_over()
-            if backend == SETUPTOOLS:
-                project.build()
-                touch(project.tree)
-        share = chance.uniform(*MOMENTS)
-        process = project.start(backend)
-        time.sleep(share * whole)
+        else:
+            path.unlink()
+        touch(project.tree)
+        # A file that has just come up is the likeliest to be unfinished; an extension is open
+        # for the longest time.
+        if len(kills) % 4 == 3:
+            share = chance.uniform(*MOMENTS)
+            moment = f"at {share:.2f} of {whole:.1f} s"
+            process = project.start(backend)
+            time.sleep(share * whole)
+        else:
+            moment = f"at {path.name}"
+            before = state(path)
+            process = project.start(backend)
+            while state(path) == before and process.poll() is None:
+                time.sleep(0.0005)
+        if kill(process):
+            kills.append(f"{backend} {moment}")
+            assert project.build() == right, f"seed {seed}, after {kills}"
+
+
+def kill(process: subprocess.Popen[str]) -> bool:
+    """Kill a build with all that it has started; False where it was over."""
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        if process.returncode != -signal.SIGKILL:
-            continue  # it was too quick
-        kills.append(f"{backend} at {share:.2f} of {whole:.1f} s")
-        assert project.build() == right, f"seed {seed}, after {kills}"
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def state(path: Path) -> tuple[int, int] | None:
+    """Changes when the file is written; None while there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def touch(tree: Path) -> None:

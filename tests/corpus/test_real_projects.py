@@ -29,7 +29,7 @@ PROJECTS = {
     "wrapt==1.17.2": "C, optional",
     "xxhash==3.5.0": "C",
     "greenlet==3.1.1": "C++",
-    "frozenlist==1.5.0": "Cython, in-tree backend",
+    "peewee==4.5.3": "Cython",
     "PyYAML==6.0.2": "in-tree backend",
     "argon2-cffi-bindings==21.2.0": "cffi, setuptools-scm",
     "cmarkgfm==2025.10.22": "cffi",
