@@ -114,5 +114,7 @@ def test_tox_lets_a_hold_through(project: Path, monkeypatch: pytest.MonkeyPatch)
     with (project / "setup.py").open("a") as setup:
         setup.write(f"import os\nopen({str(seen)!r}, 'w').write(os.environ['{VARIABLE}'])\n")
     monkeypatch.setenv(VARIABLE, "[]")
+    # Our plugin, which a fresh installation has, would take the lock and hand down a hold.
+    monkeypatch.setenv("TOX_DISABLED_EXTERNAL_PLUGINS", "source-tree-lock")
     run([sys.executable, "-m", "tox", "run", "--notest", "-e", "py"], project)
     assert seen.read_text() == "[]"

@@ -5,16 +5,14 @@ Nobody gets in but with the kernel locks, or inside the hold of an ancestor that
 
 from __future__ import annotations
 
-import errno
 import time
 
 from ._held import Hold, enter_context, hold_of
 from ._kernel_lock import forks, guard
-from ._locks import Locks
+from ._locks import Locks, cannot_import
 from ._owner import Owner
 from ._paths.lock_file import RESTARTS, place_of, restarted_in_vain
 from ._under_way import UnderWay, no_longer_under_way
-from .errors import LockUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -243,7 +241,8 @@ def _import_for_a_wait(lock_file: str) -> None:
         with guard:
             for name in ("json", "signal"):
                 __import__(name)
+            # Names, and no modules: half a module, which a handler interrupted, has not the name.
+            from ._handover import hand_over  # noqa: F401  # pyright: ignore[reportUnusedImport]
             from ._waiting import Waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except (ImportError, OSError) as error:  # for want of a free descriptor, for one
-        what = f"what is to wait cannot be imported ({error})"
-        raise LockUnavailable(getattr(error, "errno", 0) or errno.EIO, what, lock_file) from error
+    except (ImportError, OSError) as error:
+        raise cannot_import("what is to wait", error, lock_file) from error

@@ -7,7 +7,7 @@ import os
 import sys
 
 from ._holder.record import blank_record, new_record, new_token, write_record
-from ._kernel_lock import Identity, KernelLock, forgets_in_child, guard
+from ._kernel_lock import INTERRUPTIONS, Identity, KernelLock, forgets_in_child, guard
 from ._paths.tree import open_tree
 
 TYPE_CHECKING = False
@@ -127,17 +127,26 @@ class Hold:
     def end(self) -> None:
         """Release both kernel locks, in reverse order. In a forked child, nothing is to be done.
 
-        If it is interrupted, another call does the rest.
+        An interruption waits until all of it is done.
         """
+        record = self._record
+        interruption: BaseException | None = None
         with guard:
-            if self.is_registered():
-                self.is_ending = True
-                self.tree.close()
-                if self.file is not None:
-                    record = self._record
-                    self.file.close((lambda fd: blank_record(fd, record)) if record else None)
-                _holds.pop(self.tree.identity, None)
+            # Not for ever, as in `KernelLock.close`.
+            for _ in range(INTERRUPTIONS):
+                try:
+                    if not self.is_registered():
+                        break
+                    self.is_ending = True
+                    self.tree.close()
+                    if self.file is not None:
+                        self.file.close((lambda fd: blank_record(fd, record)) if record else None)
+                    _holds.pop(self.tree.identity, None)
+                except BaseException as error:
+                    interruption = error
         leave_context(self)
+        if interruption is not None:
+            raise interruption
 
 
 # Who was started from inside a hold

@@ -31,7 +31,7 @@ READ_ONLY: Final = os.O_RDONLY | SAFE
 READ_WRITE: Final = os.O_RDWR | SAFE
 
 #: How many signal handlers may raise while one descriptor is closed.
-_INTERRUPTIONS: Final = 100
+INTERRUPTIONS: Final = 100
 
 
 class _Guard:
@@ -256,7 +256,7 @@ class KernelLock:
         interruption: BaseException | None = None
         with guard:
             # Not for ever: what fails each time, as at the end of the interpreter, is no signal.
-            for _ in range(_INTERRUPTIONS):
+            for _ in range(INTERRUPTIONS):
                 if not descriptor.numbers:
                     break
                 try:

@@ -80,10 +80,8 @@ class Locks:
         try:
             prepare_records()
             prepare_locks()
-        except (ImportError, OSError) as error:  # for want of a free descriptor, for one
-            code = getattr(error, "errno", None) or errno.EIO
-            what = f"what is to lock it cannot be imported ({error})"
-            raise LockUnavailable(code, what, place.path) from error
+        except (ImportError, OSError) as error:
+            raise cannot_import("what is to lock it", error, place.path) from error
         try:
             if self.file.try_lock():
                 return True
@@ -159,3 +157,9 @@ _REFUSED = (
     "the file system refuses to lock the lock file; mount it so that flock works "
     "(Lustre: -o flock), or name another directory with lock_dir or SOURCE_TREE_LOCK_DIR"
 )
+
+
+def cannot_import(what: str, error: Exception, lock_file: str) -> LockUnavailable:
+    """The error for an import that failed, for want of a free descriptor, say."""
+    code = getattr(error, "errno", None) or errno.EIO
+    return LockUnavailable(code, f"{what} cannot be imported ({error})", lock_file)

@@ -332,3 +332,47 @@ def test_multiprocessing_lets_in_one_worker_at_a_time(
         timeout=LIMIT,
     )
     assert run.stdout == "[0, 0, 0, 0]\n"
+
+
+@pytest.mark.parametrize(
+    "module", ["_line", "_handover", "_waiting", "_holder.kernel_list", "_holder.look", "_endless"]
+)
+def test_a_child_forked_while_a_thread_imports_what_a_wait_needs_does_not_wait_for_the_import(
+    tree: Path, module: str
+) -> None:
+    """The thread that imports is not there in the child, so the child would wait for ever."""
+    script = """
+        import importlib.machinery, threading
+        imports, forks = threading.Event(), threading.Event()
+        class Slow:
+            "Ends the import once the fork has begun, or soon, where the fork waits for it."
+            def find_spec(self, name, path=None, target=None):
+                if name != sys.argv[2] or os.getpid() != parent:
+                    return None
+                spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+                run = spec.loader.exec_module
+                def exec_module(module):
+                    imports.set()
+                    forks.wait(0.2)
+                    run(module)
+                spec.loader.exec_module = exec_module
+                return spec
+        parent = os.getpid()
+        sys.meta_path.insert(0, Slow())
+        def attempt():
+            return source_tree_lock(sys.argv[1]).acquire(timeout=0.05)
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        assert imports.wait(30)
+        pid = os.fork()
+        if not pid:
+            signal.alarm(10)  # ends a child that waits for ever
+            os._exit(attempt())
+        forks.set()
+        tell(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        thread.join()
+    """
+    with Crew(warm=False) as crew, source_tree_lock(tree):
+        member = crew.start(script, tree, f"source_tree_lock.{module}")
+        member.expect("0")
+        member.wait()
