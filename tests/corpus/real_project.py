@@ -1,0 +1,135 @@
+"""A real project in a git checkout, and builds of it in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from projects import Content, archives, content
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SETUPTOOLS = "setuptools.build_meta"
+OURS = "source_tree_lock.build_meta"
+
+#: No optimisation, no directories in the objects, and the same times in each archive and commit.
+_ENVIRON = {
+    **os.environ,
+    "CFLAGS": "-O0 -g0",
+    "SOURCE_DATE_EPOCH": "1700000000",
+    "GIT_AUTHOR_DATE": "1700000000 +0000",
+    "GIT_COMMITTER_DATE": "1700000000 +0000",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_SYSTEM": os.devnull,
+}
+#: Arguments: tree, backend, hook, the directory for the archive, and the path of the backend.
+_HOOK = """
+import sys
+from pyproject_hooks import BuildBackendHookCaller, default_subprocess_runner
+tree, backend, hook, out, *path = sys.argv[1:]
+hooks = BuildBackendHookCaller(tree, backend, path or None, default_subprocess_runner)
+getattr(hooks, hook)(out)
+"""
+
+
+class RealProject:
+    """The tree of an sdist, as a commit of its own that has the version as its tag."""
+
+    def __init__(self, sdist: Path, tree: Path, requirement: str) -> None:
+        self._sdist = sdist
+        self._version = requirement.partition("==")[2]
+        self.tree = tree
+        self._out = tree.with_name(f"{tree.name} out")
+
+    def start_over(self, backend: str = OURS) -> None:
+        """Unpack it anew, and have it built by this backend from now on."""
+        shutil.rmtree(self.tree, ignore_errors=True)
+        with tarfile.open(self._sdist) as archive:
+            unpacked = self.tree.with_name(f"{self.tree.name} unpacked")
+            archive.extractall(unpacked, filter="data")  # as files of our own
+        [top] = unpacked.iterdir()
+        top.rename(self.tree)
+        unpacked.rmdir()
+        for path in [*self.tree.glob("*.egg-info"), *self.tree.glob("*/*.egg-info")]:
+            shutil.rmtree(path)
+        if self._backend_path():
+            self._rewrite_in_tree_backend(backend)
+        # What an sdist adds would have a version tool believe it instead of git.
+        (self.tree / "PKG-INFO").unlink(missing_ok=True)
+        self._git("init", "-q")
+        self._git("add", "-A", "-f")
+        self._git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "all")
+        self._git("tag", self._version)
+
+    def _rewrite_in_tree_backend(self, backend: str) -> None:
+        """Its author writes the one name in place of the other."""
+        if backend == SETUPTOOLS:
+            return
+        package = OURS.rpartition(".")[0]
+        for directory in self._backend_path():
+            for path in (self.tree / directory).rglob("*.py"):
+                text = path.read_text()
+                text = text.replace(SETUPTOOLS, OURS)
+                text = text.replace(
+                    "from setuptools import build_meta", f"from {package} import build_meta"
+                )
+                path.write_text(text)
+
+    def _build_system(self) -> dict[str, Any]:
+        try:
+            text = (self.tree / "pyproject.toml").read_text()
+        except FileNotFoundError:
+            return {}
+        found: dict[str, Any] = tomllib.loads(text).get("build-system", {})
+        return found
+
+    def _backend_path(self) -> list[str]:
+        return list(self._build_system().get("backend-path", []))
+
+    def _git(self, *arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=self.tree,
+            env=_ENVIRON,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    def git_status(self) -> str:
+        """What git sees that is not as it was committed."""
+        return self._git("status", "--porcelain")
+
+    def start(self, backend: str = OURS, hook: str = "build_wheel") -> subprocess.Popen[str]:
+        """A build in a process group of its own."""
+        shutil.rmtree(self._out, ignore_errors=True)
+        self._out.mkdir()
+        named = self._build_system().get("build-backend", f"{SETUPTOOLS}:__legacy__")
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-c", _HOOK, str(self.tree), named.replace(SETUPTOOLS, backend)),
+                *(hook, str(self._out), *self._backend_path()),
+            ],
+            env=_ENVIRON,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+
+    def build(self, backend: str = OURS, hook: str = "build_wheel") -> tuple[str, Content]:
+        """Name and content of the archive of a build that has to succeed."""
+        process = self.start(backend, hook)
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output[-4000:]
+        [archive] = archives(self._out)
+        return archive.name, content(archive)
