@@ -44,7 +44,7 @@ def test_a_bare_decorator_above_another_one_is_refused() -> None:
 def test_a_bare_decorator_of_a_method_is_refused() -> None:
     with pytest.raises(TypeError, match=r"write @source_tree_lock\(\)"):
 
-        class Backend:
+        class Backend:  # pyright: ignore[reportUnusedClass]
             @source_tree_lock
             def build(self) -> str:
                 raise AssertionError("it runs")

@@ -40,7 +40,7 @@ def refuse_endless_wait(entry: Entry) -> None:
     green = are_threads_green()  # then others go on while this one waits
     if entry.is_plain and not green and _is_blocked_by_own_thread(entry):
         raise RuntimeError(
-            f"source tree {_tree_of(entry).path!r} is being entered by this very thread already, "
+            f"source tree {tree_of(entry).path!r} is being entered by this very thread already, "
             "in a task of its event loop or in what a signal handler has interrupted: neither "
             "could go on while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
         )
@@ -72,7 +72,8 @@ def refuse_endless_wait(entry: Entry) -> None:
         )
 
 
-def _tree_of(entry: Entry) -> Tree:
+def tree_of(entry: Entry) -> Tree:
+    """The tree that an entry waits for, which may be closed."""
     tree = entry.locks.tree
     assert tree is not None, "an entry that waits has seen its tree"
     return tree
@@ -88,7 +89,7 @@ def _is_blocked_by_own_thread(entry: Entry) -> bool:
 
 def in_the_way(entry: Entry) -> Hold | None:
     """What this process holds of the tree, or by its lock file: a digest may give two trees one."""
-    hold = hold_of(_tree_of(entry).identity)
+    hold = hold_of(tree_of(entry).identity)
     file = entry.locks.file
     if hold is None and file is not None:
         for each in all_holds():
@@ -108,13 +109,13 @@ def warn_of_endless_wait(entry: Entry, holder: Holder | None) -> None:
         logger().warning(
             "Waiting for source tree %r, which is held by the task or context that started "
             "this one: the wait never ends if the holder waits for it.",
-            _tree_of(entry).path,
+            tree_of(entry).path,
         )
     if holder is not None and holder.is_ancestor():
         logger().warning(
             "Waiting for source tree %r, which is held by an ancestor of this process, %s: the "
             "wait never ends if the holder waits for it. %s",
-            _tree_of(entry).path,
+            tree_of(entry).path,
             holder.name,
             _FLOCK if holder.program == "flock" else _HAND_OVER,
         )
@@ -186,7 +187,7 @@ class Watched:
     __slots__ = ("_due", "_look")
 
     def __init__(self, entry: Entry, due: float | None) -> None:
-        tree, lock_file, owner = _tree_of(entry), entry.lock_file, entry.owner
+        tree, lock_file, owner = tree_of(entry), entry.lock_file, entry.owner
         self._due = due
         self._look = lambda: warn_of_circle(tree, lock_file, owner)
 

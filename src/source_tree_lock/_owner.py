@@ -21,11 +21,6 @@ class _Thread(_thread._local):
 _threads = _Thread()
 
 
-def current_thread() -> object:
-    """What stands for the running thread."""
-    return _threads.token
-
-
 def in_asyncio() -> bool:
     """Whether an asyncio event loop runs in this thread."""
     if "asyncio.events" not in sys.modules:
@@ -55,7 +50,7 @@ def current_owner() -> object:
         greenlet = None if getcurrent is None else getcurrent()
         if greenlet is not None and greenlet.parent is not None:  # else it is the thread's own
             return greenlet
-    return current_thread()
+    return _threads.token
 
 
 def has_ended(owner: object) -> bool:

@@ -10,7 +10,14 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from ._endless import LOOK_AFTER, Watched, refuse_endless_wait, warn_of_circle, warn_of_endless_wait
+from ._endless import (
+    LOOK_AFTER,
+    Watched,
+    refuse_endless_wait,
+    tree_of,
+    warn_of_circle,
+    warn_of_endless_wait,
+)
 from ._holder.look import find_holder
 from ._kernel_lock import KernelLock, unavailable
 from ._line import Caller, TaskCaller, ThreadCaller
@@ -28,7 +35,6 @@ if TYPE_CHECKING:
 
     from ._entry import Entry
     from ._holder.holder import Holder
-    from ._paths.tree import Tree
 
     class Pause(Protocol):
         """Something to wait for; ``None`` seconds are for ever."""
@@ -63,12 +69,6 @@ class Waiting:
         self._next_tick = 0.0
         self._next_look: float | None = entry.started + LOOK_AFTER
 
-    @property
-    def _tree(self) -> Tree:
-        tree = self._entry.locks.tree
-        assert tree is not None, "an entry that has not tried has seen no tree"
-        return tree
-
     # Telling
 
     def _tell(self) -> None:
@@ -100,7 +100,7 @@ class Waiting:
     def _is_same_wait(self, later: Waiting) -> bool:
         return (
             self._entry.owner.who is later._entry.owner.who
-            and self._tree.identity == later._tree.identity
+            and tree_of(self._entry).identity == tree_of(later._entry).identity
             and self._holder == later._holder
         )
 
@@ -109,7 +109,7 @@ class Waiting:
         while_waiting = self._entry.request.while_waiting
         if self._next_look is not None and time.monotonic() >= self._next_look:
             self._next_look = None
-            warn_of_circle(self._tree, self._entry.lock_file, self._entry.owner)
+            warn_of_circle(tree_of(self._entry), self._entry.lock_file, self._entry.owner)
         if while_waiting is not None and time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK
             self._holder = self._find_holder()
@@ -127,14 +127,14 @@ class Waiting:
     def _wait(self) -> Wait:
         entry = self._entry
         waited = time.monotonic() - self._started
-        return Wait(self._tree.path, entry.lock_file, self._holder, waited)
+        return Wait(tree_of(self._entry).path, entry.lock_file, self._holder, waited)
 
     def _find_holder(self) -> Holder | None:
         entry = self._entry
         # While the lock file is ours, it tells of nobody else.
         file = entry.locks.file
         is_ours = file is not None and file.held
-        return find_holder(None if is_ours else entry.lock_file, self._tree.identity)
+        return find_holder(None if is_ours else entry.lock_file, tree_of(entry).identity)
 
     def timed_out(self) -> LockTimeout:
         """The error for a wait whose time is up."""
@@ -142,9 +142,9 @@ class Waiting:
         entry = self._entry
         waited = time.monotonic() - entry.started
         return LockTimeout(
-            f"waited {waited:.1f} s for source tree {self._tree.path!r}, held by "
+            f"waited {waited:.1f} s for source tree {tree_of(self._entry).path!r}, held by "
             f"{holder or 'an unknown process'}",
-            tree=self._tree.path,
+            tree=tree_of(self._entry).path,
             waited=waited,
             holder=holder,
         )
