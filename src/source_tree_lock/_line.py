@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 #: back, and at whether a task has taken what it was offered.
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
-#: The longest that a lock of Python can wait, in seconds.
-_FOR_EVER: Final = _thread.TIMEOUT_MAX
 
 
 #: The lines of this process by the path of their lock file. This table, and all that a line or a
@@ -236,7 +234,7 @@ class ThreadCaller(Caller):
         return True  # or it gives it back by itself
 
     def block(self, seconds: float | None) -> None:
-        self._told.acquire(True, -1 if seconds is None else min(seconds, _FOR_EVER))
+        self._told.acquire(True, -1 if seconds is None else min(seconds, _thread.TIMEOUT_MAX))
 
     def blocks_own_thread(self) -> bool:
         return True
