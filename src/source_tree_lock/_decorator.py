@@ -31,7 +31,8 @@ def refuse_bare_decorator(function: Callable[..., object]) -> None:
     if (
         code is not None
         and code.co_name != "<lambda>"
-        and code.co_filename == caller.f_code.co_filename
+        # PyPy's built-in functions have code without a file.
+        and getattr(code, "co_filename", None) == caller.f_code.co_filename
         and code.co_firstlineno <= caller.f_lineno <= _first_line_of_body(code)
     ):
         raise TypeError("write @source_tree_lock(), with parentheses, to decorate a function")

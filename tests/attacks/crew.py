@@ -247,6 +247,8 @@ class Crew:
 #: The beginning of a script of another user. setpriv(1) could not start an interpreter that only
 #: root may read, as pyenv's often is. By its last call the process may look at itself in /proc.
 BECOME_NOBODY = """
+import source_tree_lock._waiting  # nobody may be unable to read this checkout
+import source_tree_lock._handover, source_tree_lock._holder.circle
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
