@@ -1,26 +1,55 @@
-"""Every code block of the README does what the text around it says."""
+"""Every code block of the README does what its text says, and all that it names is there."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import LIMIT
+from support import LIMIT, held_elsewhere, wait_until, waiters
 
+import source_tree_lock
+from source_tree_lock import adapters
 from source_tree_lock._handover import VARIABLE
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PAGES = {
+    name: (ROOT / name).read_text("utf-8")
+    for name in (
+        "README.md",
+        "benchmarks/README.md",
+        "tests/README.md",
+        "tests/cluster/README.md",
+    )
+}
+README = PAGES["README.md"]
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = _BLOCK.findall(README)
+PYTHON = [
+    block for page in PAGES.values() for kind, block in _BLOCK.findall(page) if kind == "python"
+]
+
+#: Where a page of this checkout is on the web: as a page, as a folder, and as a picture.
+_HERE = (
+    "https://github.com/source-tree-lock/source-tree-lock/blob/main/",
+    "https://github.com/source-tree-lock/source-tree-lock/tree/main/",
+    "https://raw.githubusercontent.com/source-tree-lock/source-tree-lock/main/",
+)
 
 
 def blocks(language: str) -> list[str]:
     return [text for each, text in BLOCKS if each == language]
+
+
+def anchors(page: str) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", _BLOCK.sub("", page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
 
 
 @pytest.fixture
@@ -47,22 +76,49 @@ def run(command: list[str], cwd: Path) -> str:
 
 
 def test_there_is_no_kind_of_block_that_no_test_runs() -> None:
-    assert {language for language, _ in BLOCKS} == {"sh", "toml", "python", "ini", "text"}
+    assert {language for language, _ in BLOCKS} == {"sh", "toml", "python", "diff", "text"}
 
 
-def test_every_test_that_it_names_is_there() -> None:
-    named = set(re.findall(r"`(test_\w+)`", README))
+def test_every_test_that_a_page_names_is_there() -> None:
+    named = {test for page in PAGES.values() for test in re.findall(r"`(test_\w+)`", page)}
     sources = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    assert len(named) > 20
+    assert len(named) > 40
     assert not named - set(re.findall(r"^(?:async )?def (test_\w+)\(", sources, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    missing = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[name]):
+        prefix = next((each for each in _HERE if link.startswith(each)), None)
+        if prefix is None and "://" in link:
+            continue  # elsewhere
+        # PyPI has the first page alone, and headings without names: only addresses lead somewhere.
+        assert prefix or name != "README.md", link
+        path, _, anchor = link.removeprefix(prefix or "").partition("#")
+        target = name if not path else os.path.normpath(path)
+        if path and prefix is None:
+            target = os.path.normpath(os.path.join(os.path.dirname(name), path))
+        file = ROOT / target
+        is_there = file.exists() and (not anchor or anchor in anchors(file.read_text("utf-8")))
+        if not is_there:
+            missing.append(link)
+    assert not missing
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    reference = README[README.index("## Reference") :]
+    names = [*source_tree_lock.__all__, *adapters.__all__]
+    assert not [name for name in names if not re.search(rf"`{name}\b", reference)]
 
 
 def test_it_opens_with_two_commands_the_second_of_which_is_ci_s() -> None:
     first, second = blocks("sh")[0].splitlines()
-    install = "python -m pip install -e '.[test]' && "
-    assert first == install + "python benchmarks/concurrent_builds.py"
-    assert second == install + "python -m pytest"
-    assert second in (ROOT / ".ci" / "run").read_text("utf-8")
+    install = "python3 -m venv .venv && .venv/bin/python -m pip install -e '.[test]' && "
+    assert first == install + ".venv/bin/python benchmarks/concurrent_builds.py"
+    assert second == install + ".venv/bin/python -m pytest"
+    assert f"  {second}\n" in (ROOT / ".ci" / "run").read_text("utf-8")
+    assert _BLOCK.search(README)[0].startswith("```sh\npython3 -m venv")  # type: ignore[index]
 
 
 def test_the_first_command_s_builds_are_all_right_with_the_lock(tmp_path: Path) -> None:
@@ -74,8 +130,9 @@ def test_the_first_command_s_builds_are_all_right_with_the_lock(tmp_path: Path) 
 def test_the_name_to_install_is_the_project_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = blocks("sh")[1].split()
-    assert command[:4] == ["python", "-m", "pip", "install"]
+    here, command = (shlex.split(line, comments=True) for line in blocks("sh")[1].splitlines())
+    assert here == ["python", "-m", "pip", "install", "."]
+    assert command[:4] == here[:4]
     shutil.copytree(
         ROOT / "src", tmp_path / "copy" / "src", ignore=shutil.ignore_patterns("*.egg-info")
     )
@@ -95,7 +152,7 @@ def test_the_one_line_for_maintainers_builds_a_wheel(project: Path) -> None:
     assert [path.name for path in (project / "dist").iterdir()] == ["sample-1-py3-none-any.whl"]
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=lambda text: text.split("\n")[-2][:40])
+@pytest.mark.parametrize("block", PYTHON, ids=lambda text: text.split("\n")[-2][:40])
 def test_a_python_block_runs_as_it_stands(block: str, project: Path) -> None:
     run([sys.executable, "-W", "error", "-c", block], project)
 
@@ -107,9 +164,47 @@ def test_the_command_runs_make_and_tells_the_status(project: Path) -> None:
     assert f"{project.resolve()}: free" in output
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="asks the kernel who waits")
+def test_the_transcript_of_a_hang_is_what_status_prints(project: Path) -> None:
+    [transcript] = [each for each in blocks("text") if each.startswith("$ ")]
+    words, *expected = transcript.removeprefix("$ ").splitlines()
+    with held_elsewhere(project) as holder:
+        lock_file = source_tree_lock.source_tree_lock(project).lock_file
+        wait = [sys.executable, "-m", "source_tree_lock", "run", "--quiet", ".", "--", "true"]
+        with subprocess.Popen(wait, cwd=project) as waiter:
+            wait_until(lambda: bool(waiters(lock_file)))
+            command = [sys.executable, "-m", *words.replace("-", "_", 2).split()]
+            done = subprocess.run(
+                command, cwd=project, capture_output=True, text=True, timeout=LIMIT
+            )
+            holder.say()
+            assert waiter.wait(LIMIT) == 0
+    assert done.returncode == 1
+    assert [_shape(line) for line in done.stdout.splitlines()] == list(map(_shape, expected))
+
+
+def _shape(line: str) -> str:
+    """A line of a status, without what differs from one wait to the next."""
+    line = re.sub(r"\S+ \(pid \d+\)", "PROGRAM (pid 0)", line)
+    line = re.sub(r"for (\d+ min )?\d+ s$", "for TIME", line)
+    return re.sub(r"\d[\d:-]*|/\S+(?<!:)|[0-9a-f]{16}", "_", line)
+
+
+@pytest.mark.parametrize("side", ["-", "+"], ids=["filelock", "ours"])
+def test_both_sides_of_the_move_from_filelock_run(side: str, project: Path) -> None:
+    if side == "-":
+        pytest.importorskip("filelock")
+    lines = blocks("diff")[0].splitlines()
+    assert sum(line[0] == "+" for line in lines) <= 6
+    program = "\n".join(line[1:] for line in lines if line[0] in (side, " "))
+    assert run([sys.executable, "-W", "error", "-c", program], project) == "building\n"
+
+
 @pytest.mark.once
 def test_tox_lets_a_hold_through(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (project / "tox.ini").write_text(f"[testenv]\npackage = wheel\n{blocks('ini')[0]}")
+    settings = "[testenv:.pkg]\npass_env = SOURCE_TREE_LOCK_*\n"
+    assert all(f"`{line}`" in README for line in settings.splitlines())
+    (project / "tox.ini").write_text(f"[testenv]\npackage = wheel\n{settings}")
     seen = project / "seen"
     with (project / "setup.py").open("a") as setup:
         setup.write(f"import os\nopen({str(seen)!r}, 'w').write(os.environ['{VARIABLE}'])\n")
