@@ -8,12 +8,14 @@ from .._system import PROC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from .._kernel_lock import Identity
 
 #: Device and inode as the kernel writes them.
 Key = bytes
+#: Whether it is only waited for, what it is on, and the process.
+Flock = tuple[bool, Key, int]
 
 #: How often to look for a lock in a list that changes. The kernel gives a page at a time, or less
 #: where a lock with all that wait for it needs more, and a lock that is released between two pages
@@ -41,12 +43,14 @@ def kernel_holders(*identities: Identity) -> dict[Identity, int]:
     """What `kernel_holder` says of each, at one look where one will do."""
     wanted = {key_of(identity): identity for identity in identities}
     found: dict[Identity, int] = {}
-    for look in _looks():
-        for is_waiting, key, pid in look:
+
+    def names_all(flocks: list[Flock]) -> bool:
+        for is_waiting, key, pid in flocks:
             if not is_waiting and key in wanted and pid > 0:
                 found[wanted[key]] = pid
-        if len(found) == len(wanted):
-            break
+        return len(found) == len(wanted)
+
+    flocks(names_all)
     return found
 
 
@@ -57,17 +61,29 @@ def waiters(identity: Identity) -> list[int]:
     once.
     """
     wanted = key_of(identity)
-    found: list[int] = []
-    for look in _looks():
-        found = [pid for is_waiting, key, pid in look if is_waiting and key == wanted and pid > 0]
+    found = [pid for is_waiting, key, pid in flocks() if is_waiting and key == wanted and pid > 0]
     return list(dict.fromkeys(found))
 
 
-def flocks() -> list[tuple[bool, Key, int]]:
-    """All flocks: whether each is only waited for, what it is on, and the process."""
-    found: list[tuple[bool, Key, int]] = []
-    for look in _looks():
-        found = look
+def flocks(is_enough: Callable[[list[Flock]], bool] = lambda _: False) -> list[Flock]:
+    """All flocks, read again and again until the list is the same twice, or `is_enough`.
+
+    No generator: one that is left half-way is closed wherever it is collected, and what a signal
+    handler raises there is lost.
+    """
+    found: list[Flock] = []
+    before = None
+    for _ in range(_LOOKS if PROC else 0):
+        try:
+            # As bytes: a codec that is not loaded yet needs a descriptor, and may not get one.
+            with open(f"{PROC}/locks", "rb") as file:
+                text = file.read()
+        except OSError:
+            break  # no Linux, or no /proc
+        found = [flock for line in text.splitlines() for flock in _flock_in(line)]
+        if is_enough(found) or text == before:
+            break
+        before = text
     return found
 
 
@@ -79,29 +95,9 @@ def key_of(identity: Identity) -> Key:
     return b"%02x:%02x:%d" % (os.major(device), os.minor(device), inode)
 
 
-def _looks() -> Iterator[list[tuple[bool, Key, int]]]:
-    """All flocks, again and again until the list is the same twice.
-
-    For each: whether it is only waited for (a line with ``->``, under the lock that is in the way),
-    device and inode as the kernel writes them, and the process.
-    """
-    before = None
-    for _ in range(_LOOKS if PROC else 0):
-        try:
-            # As bytes: a codec that is not loaded yet needs a descriptor, and may not get one.
-            with open(f"{PROC}/locks", "rb") as file:
-                text = file.read()
-        except OSError:
-            return  # no Linux, or no /proc
-        flocks = []
-        for line in text.splitlines():
-            # "1: FLOCK ADVISORY WRITE 4242 00:1f:9001 0 EOF"; one that waits has "->" before FLOCK.
-            fields = line.split(None, 7)
-            is_waiting = fields[1] == b"->"
-            kind, _, _, pid, key = fields[1 + is_waiting : 6 + is_waiting]
-            if kind == b"FLOCK":
-                flocks.append((is_waiting, key, int(pid)))
-        yield flocks
-        if text == before:
-            return
-        before = text
+def _flock_in(line: bytes) -> list[Flock]:
+    """What a line tells of an flock: "1: FLOCK ADVISORY WRITE 4242 00:1f:9001 0 EOF"."""
+    fields = line.split(None, 7)
+    is_waiting = fields[1] == b"->"  # under the lock that is in the way
+    kind, _, _, pid, key = fields[1 + is_waiting : 6 + is_waiting]
+    return [(is_waiting, key, int(pid))] if kind == b"FLOCK" else []
