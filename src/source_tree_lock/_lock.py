@@ -107,10 +107,10 @@ class SourceTreeLock:
         return {**vars(self), "_entries": []}
 
     def __del__(self) -> None:
-        lasting = [entry for entry in getattr(self, "_entries", ()) if entry.lasts()]
-        for entry in lasting:
-            entry.leave()
-        if lasting:
+        entries = getattr(self, "_entries", ())
+        if any(map(Entry.lasts, entries)):
+            for entry in entries:
+                entry.leave()
             warn_of_dropped(self._path)
 
     # Entering and leaving
