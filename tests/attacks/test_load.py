@@ -126,8 +126,8 @@ _TASKS = """
 TIMES = 5
 #: How long each hold lasts, in seconds.
 HOLD = 0.005
-#: How often all others may have a turn before one has its own: seldom more than four times where the
-#: machine has nothing else to do. The kernel wakes all that wait, and the scheduler chooses.
+#: How often all others may have a turn before one has its own: seldom more than four times on an
+#: idle machine. The kernel wakes all that wait, and the scheduler chooses.
 FAIR = 10
 
 
