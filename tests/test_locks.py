@@ -304,6 +304,7 @@ def missing(directory: Path) -> tuple[str, ...]:
 
 def a_file(directory: Path) -> tuple[str, ...]:
     directory.touch()
+    directory.chmod(0o666)
     return ()
 
 
