@@ -242,9 +242,10 @@ class SourceTreeLock:
         return decorate(function, self._for_call)
 
     def _for_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SourceTreeLock:
-        if not callable(self._path):
-            return self
-        path = self._path(*args, **kwargs)
+        return self._for_tree(self._path(*args, **kwargs)) if callable(self._path) else self
+
+    def _for_tree(self, path: AnyPath) -> SourceTreeLock:
+        """A lock like this one; to both, a loop of short attempts is one wait."""
         return SourceTreeLock(check_path(path), self._timeout, self._request)
 
     # Looking

@@ -7,7 +7,7 @@ import subprocess
 from _collections_abc import Callable  # collections.abc, without the package around it
 from contextlib import suppress
 
-from .._lock import source_tree_lock
+from .._lock import SourceTreeLock, source_tree_lock
 from .._options import LockOptions
 from .rule import Rule, is_setuptools
 
@@ -68,7 +68,13 @@ def locked_runner(
         subprocess.CalledProcessError: the command failed (where it is run here).
         What ``runner`` and the callbacks raise.
     """
-    source_tree_lock(**lock_options)  # what makes no sense is said here, not at the first hook
+    return runner_by(source_tree_lock(**lock_options), runner, when)
+
+
+def runner_by(
+    anywhere: SourceTreeLock, runner: Callable[[Any, Any, Any], object] | None, when: Rule
+) -> Runner:
+    """The same, by a lock like this one for each tree."""
     if runner is not None and _is_default(runner):
         runner = None
 
@@ -81,7 +87,7 @@ def locked_runner(
         if not when(tree):
             (runner or _run)(cmd, cwd, extra_environ)
             return
-        with source_tree_lock(tree, **lock_options) as lock:
+        with anywhere._for_tree(tree) as lock:
             if runner is None:
                 # gevent's forks by `os.fork`, at which a child closes all descriptors of ours.
                 is_pythons = subprocess.Popen.__module__ == "subprocess"
