@@ -6,7 +6,7 @@ import functools
 from _collections_abc import Callable, Iterable  # collections.abc, without the package around it
 
 from .._hook_names import HOOK_NAMES
-from .._lock import SourceTreeLock, source_tree_lock
+from .._lock import SourceTreeLock, lock_like, source_tree_lock
 from .._options import LockOptions
 from .._paths.tree import AnyPath
 from .rule import Rule, is_setuptools
@@ -124,7 +124,7 @@ class _LockedHooks:
             tree = self._tree()
             if not self._locked_when(tree):
                 return hook(*args, **kwargs)
-            lock = self._locked_anywhere._for_tree(tree)
+            lock = lock_like(self._locked_anywhere, tree)
             runner = getattr(hooks, "_subprocess_runner", None)
             # Who is not handed the hold finds in the record that it is held on its behalf.
             lock._request.is_for_hooks = runner is None

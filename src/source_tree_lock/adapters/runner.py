@@ -7,7 +7,7 @@ import subprocess
 from _collections_abc import Callable  # collections.abc, without the package around it
 from contextlib import suppress
 
-from .._lock import SourceTreeLock, source_tree_lock
+from .._lock import SourceTreeLock, lock_like, source_tree_lock
 from .._options import LockOptions
 from .rule import Rule, is_setuptools
 
@@ -87,7 +87,7 @@ def runner_by(
         if not when(tree):
             (runner or _run)(cmd, cwd, extra_environ)
             return
-        with anywhere._for_tree(tree) as lock:
+        with lock_like(anywhere, tree) as lock:
             if runner is None:
                 # gevent's forks by `os.fork`, at which a child closes all descriptors of ours.
                 is_pythons = subprocess.Popen.__module__ == "subprocess"
