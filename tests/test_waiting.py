@@ -26,6 +26,7 @@ from support import (
     wait_until,
     wait_until_blocked,
 )
+from ways import PRELUDE, WAITS, script
 
 from source_tree_lock import (
     LockTimeout,
@@ -40,35 +41,6 @@ from source_tree_lock._paths.lock_file import Place
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-
-#: A child that enters the tree in a way that a test names, tells so, and waits to be told on.
-PRELUDE = """
-import _thread, asyncio, os, signal, sys, threading, time
-from source_tree_lock import LockTimeout, source_tree_lock
-tree = sys.argv[1]
-def inside():
-    tell("held")
-    heard()
-async def enter_async(**options):
-    async with source_tree_lock(tree, **options):
-        inside()
-def enter(**options):
-    with source_tree_lock(tree, **options):
-        inside()
-"""
-
-#: Every kind of wait for the lock file.
-WAITS = {
-    "plain, for ever": "enter()",
-    "plain, bounded": f"enter(timeout={LIMIT})",
-    "asyncio, for ever": "asyncio.run(enter_async())",
-    "asyncio, bounded": f"asyncio.run(enter_async(timeout={LIMIT}))",
-    "asyncio, wait_for": f"asyncio.run(asyncio.wait_for(enter_async(), {LIMIT}))",
-}
-
-
-def script(wait: str) -> str:
-    return PRELUDE + wait
 
 
 def line_of(lock_file: Path) -> _line._Line | None:
@@ -136,7 +108,7 @@ def voluntary_switches(pid: int) -> int:
 def test_a_wait_for_the_lock_file_sleeps_in_the_kernel_until_it_is_granted(
     wait: str, tree: Path
 ) -> None:
-    with held_elsewhere(tree) as holder, Child(script(WAITS[wait]), tree) as waiter:
+    with held_elsewhere(tree) as holder, Child(script(wait), tree) as waiter:
         wait_until_blocked(waiter.pid)
         # The thread that waits for another one may be about to fall asleep still.
         time.sleep(0.1)
@@ -548,7 +520,7 @@ INTERRUPTED = """
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def wait():
     try:
-        {wait}
+        {}
     except KeyboardInterrupt:
         tell("interrupted")
 wait()
@@ -564,7 +536,7 @@ heard()
 def test_ctrl_c_ends_a_wait_for_the_lock_file_at_once_and_leaves_nothing_locked(
     wait: str, tree: Path, lock_file: Path
 ) -> None:
-    work = PRELUDE + INTERRUPTED.format(wait=WAITS[wait])
+    work = script(wait, INTERRUPTED)
     with held_elsewhere(tree) as holder, Child(work, tree) as waiter:
         wait_until_blocked(waiter.pid)
         waiter.process.send_signal(signal.SIGINT)
@@ -584,7 +556,7 @@ def test_ctrl_c_ends_a_wait_for_the_tree_at_once_and_leaves_nothing_locked(
     wait: str, tree: Path, tmp_path: Path, lock_file: Path
 ) -> None:
     elsewhere = {"TMPDIR": str(tmp_path)}
-    work = PRELUDE + INTERRUPTED.format(wait=WAITS[wait])
+    work = script(wait, INTERRUPTED)
     with held_elsewhere(tree, environ=elsewhere) as holder, Child(work, tree) as waiter:
         wait_until(lambda: lock_file.exists() and not is_free(lock_file))
         waiter.process.send_signal(signal.SIGINT)
@@ -621,7 +593,7 @@ def test_a_wait_for_the_tree_ends_with_its_holder(wait: str, tree: Path, tmp_pat
     elsewhere = {"TMPDIR": str(tmp_path)}
     lock_file = source_tree_lock(tree).lock_file
     holding = held_elsewhere(tree, environ=elsewhere)
-    with holding as holder, Child(script(WAITS[wait]), tree) as waiter:
+    with holding as holder, Child(script(wait), tree) as waiter:
         wait_until(lambda: lock_file.exists() and not is_free(lock_file))
         assert waiter.is_silent(0.1)
         holder.say()
