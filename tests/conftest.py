@@ -57,6 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the plugins and the recipes in tox, PDM, Poetry, ... from the package index too",
     )
     parser.addoption(
+        "--environments",
+        metavar="DIR",
+        help="with --frontends: install the tools here, and find them here the next time",
+    )
+    parser.addoption(
         "--corpus",
         action="store_true",
         help="build real projects from the package index too, and kill their builds",
@@ -69,7 +74,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--own-suites",
         action="store_true",
-        help="run the frontends' own test suites too: half an hour, and a package index",
+        help="run the frontends' own test suites too: an hour, and a package index",
     )
 
 

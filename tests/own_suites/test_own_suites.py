@@ -1,6 +1,7 @@
 """build's, tox's, PDM's and Poetry's own tests of packaging: the lock changes no outcome.
 
-Takes half an hour and a package index, so that it runs on ``--own-suites`` alone.
+Takes an hour and a package index, so that it runs on ``--own-suites`` alone. Each suite runs twice
+without the lock and twice with it: some of these tests do not always end alike.
 """
 
 from __future__ import annotations
@@ -103,6 +104,19 @@ def run(python: Path, source: Path, tests: list[str], report: Path, *, locked: b
     return outcomes
 
 
+def run_twice(
+    python: Path, source: Path, tests: list[str], reports: Path, *, locked: bool
+) -> dict[str, set[str]]:
+    """Run some of its tests two times; what became of each."""
+    reports.mkdir(parents=True)
+    found: dict[str, set[str]] = {}
+    for number in range(2):
+        report = reports / f"{number}.xml"
+        for test, outcome in run(python, source, tests, report, locked=locked).items():
+            found.setdefault(test, set()).add(outcome)
+    return found
+
+
 @pytest.mark.parametrize("name", SUITES)
 def test_the_lock_changes_no_outcome_of_its_own_suite(name: str, tmp_path: Path) -> None:
     suite = SUITES[name]
@@ -113,18 +127,18 @@ def test_the_lock_changes_no_outcome_of_its_own_suite(name: str, tmp_path: Path)
     )
     frontends.install_this(python, frontends.own_wheels(tmp_path / "wheels"))
     tests = [f"tests/{test}" for test in suite.tests]
-    without = run(python, source, tests, tmp_path / "without.xml", locked=False)
+    reports = tmp_path / "reports"
+    without = run_twice(python, source, tests, reports / "without", locked=False)
     if name in RECIPES:
         [site_packages] = (tmp_path / "environment").glob("lib/python*/site-packages")
         RECIPES[name].apply(site_packages)
-    with_lock = run(python, source, tests, tmp_path / "with.xml", locked=True)
-    print(
-        f"{name} {version}: without {Counter(without.values())}, with {Counter(with_lock.values())}"
-    )
-    changed = {
-        test: (without.get(test), with_lock.get(test))
-        for test in {**without, **with_lock}
-        if without.get(test) != with_lock.get(test)
-    }
-    assert without
-    assert not changed
+    with_lock = run_twice(python, source, tests, reports / "with", locked=True)
+    flaky = sorted(test for test, seen in without.items() if len(seen) > 1)
+    print(f"{name} {version}: {len(without)} tests, not always alike without the lock: {flaky}")
+    for kind, outcomes in (("without", without), ("with", with_lock)):
+        print(f"  {kind}: {Counter(' or '.join(sorted(seen)) for seen in outcomes.values())}")
+    assert without.keys() == with_lock.keys()
+    assert any("passed" in seen for seen in without.values())
+    assert {
+        test: (without[test], seen) for test, seen in with_lock.items() if seen - without[test]
+    } == {}
