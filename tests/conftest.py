@@ -74,7 +74,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--own-suites",
         action="store_true",
-        help="run the frontends' own test suites too: an hour, and a package index",
+        help="run the frontends' own test suites too: half an hour, and a package index",
     )
 
 
