@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,14 @@ def temp_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in ("SOURCE_TREE_LOCK_DIR", "SOURCE_TREE_LOCK_TIMEOUT", "SOURCE_TREE_LOCK_HELD"):
         monkeypatch.delenv(variable, raising=False)
     return directory
+
+
+@pytest.fixture
+def short_temp_dir(temp_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Instead of `temp_dir`, where multiprocessing makes a socket: their paths have to be short."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        monkeypatch.setenv("TMPDIR", directory)
+        yield
 
 
 @pytest.fixture

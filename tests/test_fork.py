@@ -412,6 +412,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.usefixtures("short_temp_dir")
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_processes_of_multiprocessing_wait_for_each_other(
     method: str, tree: Path, tmp_path: Path, lock_file: Path

@@ -116,7 +116,7 @@ def test_it_opens_with_two_commands_the_second_of_which_is_ci_s() -> None:
     first, second = blocks("sh")[0].splitlines()
     install = "python3 -m venv .venv && .venv/bin/python -m pip install -e '.[test]' && "
     assert first == install + ".venv/bin/python benchmarks/concurrent_builds.py"
-    assert second == install + ".venv/bin/python -m pytest"
+    assert second == install + ".venv/bin/python -m pytest -n 4"
     assert f"  {second}\n" in (ROOT / ".ci" / "run").read_text("utf-8")
     assert _BLOCK.search(README)[0].startswith("```sh\npython3 -m venv")  # type: ignore[index]
 

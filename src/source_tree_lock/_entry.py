@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 
 from ._held import Hold, enter_context, hold_of
-from ._kernel_lock import forks, guard
-from ._locks import Locks, cannot_import
+from ._kernel_lock import forks, guard, unavailable
+from ._locks import Locks
 from ._owner import Owner
 from ._paths.lock_file import RESTARTS, place_of, restarted_in_vain
-from ._under_way import UnderWay, no_longer_under_way
+from ._under_way import no_longer_under_way, now_under_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,19 +82,19 @@ class Entry:
     # Getting in
 
     def enter(self) -> bool:
-        """Get in, waiting in this thread; false when the time is up."""
-        with UnderWay(self):
-            if not self._attempt():
-                for pause, seconds in self._pauses():
-                    pause.block(seconds)
+        """Get in, waiting in this thread; false when the time is up. What fails is to `abandon`."""
+        now_under_way(self)
+        for pause, seconds in () if self._attempt() else self._pauses():
+            pause.block(seconds)
+        no_longer_under_way(self)
         return self.hold is not None
 
     async def enter_async(self) -> bool:
-        """Get in, waiting in this task; false when the time is up."""
-        with UnderWay(self):
-            if not self._attempt():
-                for pause, seconds in self._pauses():
-                    await pause.suspend(seconds)
+        """Get in, waiting in this task; false when the time is up. What fails is to `abandon`."""
+        now_under_way(self)
+        for pause, seconds in () if self._attempt() else self._pauses():
+            await pause.suspend(seconds)
+        no_longer_under_way(self)
         return self.hold is not None
 
     def _pauses(self) -> Generator[tuple[Pause, float | None], None, None]:
@@ -245,4 +245,4 @@ def _import_for_a_wait(lock_file: str) -> None:
             from ._handover import hand_over  # noqa: F401  # pyright: ignore[reportUnusedImport]
             from ._waiting import Waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except (ImportError, OSError) as error:
-        raise cannot_import("what is to wait", error, lock_file) from error
+        raise unavailable(error, lock_file, "what is to wait cannot be imported") from error

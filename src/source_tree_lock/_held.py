@@ -100,10 +100,8 @@ class Hold:
         self._record = b""
 
     def register(self) -> bool:
-        """Have this process hold the tree; false if another owner of it does."""
-        with guard:
-            holder = _holds.setdefault(self.tree.identity, self)
-        return holder is self
+        """Have this process hold the tree, under `guard`; false if another owner of it does."""
+        return _holds.setdefault(self.tree.identity, self) is self
 
     def is_registered(self) -> bool:
         """Whether this process holds it: not if it is over, or a fork's parent's."""
@@ -125,25 +123,24 @@ class Hold:
             self.unwritten = error
 
     def end(self) -> None:
-        """Release both kernel locks, in reverse order. In a forked child, nothing is to be done.
+        """Release both kernel locks, in reverse order, under `guard`. A forked child has none.
 
         An interruption waits until all of it is done.
         """
         record = self._record
         interruption: BaseException | None = None
-        with guard:
-            # Not for ever, as in `KernelLock.close`.
-            for _ in range(INTERRUPTIONS):
-                try:
-                    if not self.is_registered():
-                        break
-                    self.is_ending = True
-                    self.tree.close()
-                    if self.file is not None:
-                        self.file.close((lambda fd: blank_record(fd, record)) if record else None)
-                    _holds.pop(self.tree.identity, None)
-                except BaseException as error:
-                    interruption = error
+        # Not for ever, as in `KernelLock.close`.
+        for _ in range(INTERRUPTIONS):
+            try:
+                if not self.is_registered():
+                    break
+                self.is_ending = True
+                self.tree.close()
+                if self.file is not None:
+                    self.file.close((lambda fd: blank_record(fd, record)) if record else None)
+                _holds.pop(self.tree.identity, None)
+            except BaseException as error:
+                interruption = error
         leave_context(self)
         if interruption is not None:
             raise interruption

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from _collections_abc import Callable  # collections.abc, without the package around it
 
 from ._entry import Entry, Request
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     R = TypeVar("R")
+else:  # for `typing.get_type_hints`: pathlib and typing take milliseconds to import
+    P, R, Any, Path, Self = ..., object, object, os.PathLike, "SourceTreeLock"
 
 
 def source_tree_lock(
@@ -107,10 +110,10 @@ class SourceTreeLock:
         return {**vars(self), "_entries": []}
 
     def __del__(self) -> None:
-        lasting = [entry for entry in getattr(self, "_entries", ()) if entry.lasts()]
-        for entry in lasting:
-            entry.leave()
-        if lasting:
+        entries = getattr(self, "_entries", ())
+        if any(map(Entry.lasts, entries)):
+            for entry in entries:
+                entry.leave()
             warn_of_dropped(self._path)
 
     # Entering and leaving

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from ._entry import Entry
 
 
-class _UnderWay(_thread._local):
+class _Here(_thread._local):
     def __init__(self) -> None:
         # Weak: a task that nobody has any more must not be kept by its wait.
         self.entries: dict[int, ref[Entry]] = {}
 
 
-_here = _UnderWay()
+_here = _Here()
 
 
 @forgets_in_child
@@ -26,25 +26,13 @@ def _forget_entries() -> None:
     _here.entries = {}
 
 
-class UnderWay:
-    """Has an entry stand among those of its thread that are under way, as a context manager."""
-
-    __slots__ = ("_entries", "_key")
-
-    def __init__(self, entry: Entry) -> None:
-        self._key = id(entry)
-        self._entries = _here.entries
-        self._entries[self._key] = ref(entry)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._entries.pop(self._key, None)
+def now_under_way(entry: Entry) -> None:
+    """Have an entry stand among those of its thread that are under way."""
+    _here.entries[id(entry)] = ref(entry)
 
 
 def no_longer_under_way(entry: Entry) -> None:
-    """Forget an entry that is given up, wherever it was interrupted."""
+    """Forget an entry that is in, or that is given up, wherever it was interrupted."""
     _here.entries.pop(id(entry), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tempfile
@@ -47,21 +48,24 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield directory
 
 
-_cases: Counter[str] = Counter()
-
-
 @pytest.fixture
 def count_cases(request: pytest.FixtureRequest) -> Callable[[int], None]:
     """Tell how many cases a test ran; the summary gives the sums."""
 
     def count(number: int) -> None:
-        _cases[request.path.stem] += number
+        request.node.user_properties.append(("cases", number))
 
     return count
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _cases:
+    cases: Counter[str] = Counter()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        if getattr(report, "when", None) == "call":
+            counts = [value for name, value in report.user_properties if name == "cases"]
+            cases[Path(report.location[0]).stem] += sum(counts)
+    if cases.total():
         terminalreporter.section("cases of the attacks")
-    for name, number in sorted(_cases.items()):
-        terminalreporter.line(f"{number:8,} {name}")
+    for name, number in sorted(cases.items()):
+        if number:
+            terminalreporter.line(f"{number:8,} {name}")

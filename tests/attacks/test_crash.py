@@ -46,7 +46,7 @@ _MAY_VARY = {"read", "close", "epoll_wait", "lseek", "getpid"}
 #: the one that watches has begun to sleep. They mask signals when they begin as well, but that is
 #: before the wait.
 _END_OF_THREAD = {
-    "until it waits": {"exit", "set_robust_list", "clock_nanosleep"},
+    "until it waits": {"exit", "set_robust_list", "rseq", "clock_nanosleep"},
     "once it waits": {"exit", "rt_sigprocmask", "clock_nanosleep"},
 }
 
@@ -297,6 +297,7 @@ def test_forks_from_one_thread_while_others_enter_leave_and_wait(
     member.expect("[]")
 
 
+@pytest.mark.usefixtures("short_temp_dir")
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_multiprocessing_lets_in_one_worker_at_a_time(
     tree: Path, tmp_path: Path, method: str
