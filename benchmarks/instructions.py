@@ -36,10 +36,11 @@ print(*sorted(set(sys.modules) - before))
 """
 
 
-def _run(script: str, *tool: str) -> tuple[str, str]:
-    """What it says, and what the tool says of it."""
+def _run(script: str, compiled: str, *tool: str) -> tuple[str, str]:
+    """What it says, and what the tool says of it. Compiled code is kept in this directory."""
     with tempfile.TemporaryDirectory() as directory:
         environ = {**os.environ, "PYTHONHASHSEED": "0", "TMPDIR": directory}
+        environ |= {"PYTHONPYCACHEPREFIX": compiled, "PYTHONDONTWRITEBYTECODE": ""}
         command = [*tool, sys.executable, "-c", script]
         done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, check=True)
         return done.stdout.decode(), done.stderr.decode()
@@ -50,15 +51,17 @@ def instructions() -> int:
     counts: list[int] = []
     for times in (50, 250):
         out = "--callgrind-out-file=out"
-        _, told = _run(_ENTRIES.format(times), "valgrind", "--tool=callgrind", out)
+        script = _ENTRIES.format(times)
+        _, told = _run(script, os.devnull, "valgrind", "--tool=callgrind", out)
         counts += map(int, re.findall(r"Collected : (\d+)", told))
     return (counts[1] - counts[0]) // 200
 
 
 def hook_process() -> tuple[list[str], int]:
     """The modules that our backend imports in a hook's process, and how many system calls."""
-    modules = _run(_HOOK)[0].split()  # compiles what was not
-    _, told = _run(_HOOK, "strace", "-f", "-qq")
+    with tempfile.TemporaryDirectory() as compiled:
+        modules = _run(_HOOK, compiled)[0].split()  # compiles all
+        _, told = _run(_HOOK, compiled, "strace", "-f", "-qq")
     between = told.partition('"begin"')[2].partition('"end"')[0]
     return modules, len(re.findall(r"^(?:\[pid +\d+\] )?\w+\(", between, re.MULTILINE)) - 1
 

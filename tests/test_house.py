@@ -7,9 +7,8 @@ import graphlib
 import inspect
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from bare import SOURCE, in_a_bare_interpreter
@@ -239,11 +238,23 @@ def test_the_backend_imports_setuptools_only_when_it_is_asked_for_a_hook() -> No
     assert told.split() == ["False", "True"]
 
 
-@pytest.mark.parametrize("module", [source_tree_lock, adapters], ids=lambda each: each.__name__)
-def test_the_types_of_every_public_function_can_be_asked_for(module: ModuleType) -> None:
-    functions = [getattr(module, name) for name in module.__all__]
-    functions = [each for each in functions if inspect.isfunction(each)]
-    assert functions
-    for function in functions:
-        hints = typing.get_type_hints(function)
-        assert hints.keys() == {*inspect.signature(function).parameters, "return"}
+def public_functions() -> Iterator[object]:
+    """Functions and methods that a program can name."""
+    for module in (source_tree_lock, adapters):
+        for name in module.__all__:
+            value = getattr(module, name)
+            is_class_of_ours = type(value) is type and value.__module__.startswith(SOURCE.name)
+            members = vars(value).values() if is_class_of_ours else [value]
+            for each in members:
+                function = each.fget if isinstance(each, property) else each
+                if inspect.isfunction(function):
+                    yield pytest.param(function, id=function.__qualname__)
+
+
+@pytest.mark.parametrize("function", list(public_functions()))
+def test_the_types_of_every_public_function_can_be_asked_for(
+    function: Callable[..., object],
+) -> None:
+    hints = typing.get_type_hints(function)
+    names = [each for each in inspect.signature(function).parameters if each != "self"]
+    assert hints.keys() == {*names, "return"}

@@ -267,6 +267,34 @@ def test_where_lock_files_cannot_be_locked_nobody_gets_in(
     assert is_free(tree)
 
 
+#: Tells the error of an attempt in which one module cannot be imported. Arguments: tree, module.
+CANNOT_IMPORT = """
+    import sys
+    from source_tree_lock import LockUnavailable, source_tree_lock
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == sys.argv[2]:
+                raise OSError(5, "disk on fire")
+    sys.meta_path.insert(0, Finder())
+    lock = source_tree_lock(sys.argv[1], timeout=0)
+    try:
+        lock.acquire()
+    except LockUnavailable as error:
+        tell(error.errno, error.strerror)
+    heard()
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["portalocker", "json", *(f"source_tree_lock.{each}" for each in ("_line", "_waiting"))],
+)
+def test_an_import_that_fails_is_not_blamed_on_the_file_system(name: str, tree: Path) -> None:
+    what = "is to lock it" if name == "portalocker" else "is to wait"
+    with held_elsewhere(tree), Child(CANNOT_IMPORT, tree, name) as child:
+        child.expect(f"5 what {what} cannot be imported (disk on fire)")
+
+
 # Where nobody can have the lock file, the tree alone serves
 
 
@@ -276,6 +304,7 @@ def missing(directory: Path) -> tuple[str, ...]:
 
 def a_file(directory: Path) -> tuple[str, ...]:
     directory.touch()
+    directory.chmod(0o666)
     return ()
 
 

@@ -188,6 +188,35 @@ def test_a_wait_fits_into_any_number_of_columns_and_keeps_the_end_of_the_path() 
     assert wait.line(50) == "waiting 5 s for pip (pid 4242) to leave …o/project"
 
 
+#: Paths of which some letters take two columns, or none.
+WIDE = [
+    "/home/me/项目/日本語のパッケージ",
+    "/home/me/cafe\u0301/re\u0301sume\u0301",
+    "/home/me/full/😀/😀",
+]
+
+
+def columns_of(line: str) -> int:
+    """By hand: what is wide in these paths, and what combines."""
+    return sum(0 if each == "\u0301" else 1 + (ord(each) > 0x2E7F) for each in line)
+
+
+@pytest.mark.parametrize("path", WIDE, ids=ascii)
+def test_letters_that_take_two_columns_or_none_are_counted_as_such(path: str) -> None:
+    wait = Wait(path, "/tmp/a.lock", Holder(4242, "pip"), 5.0)
+    whole = str(wait)
+    for columns in range(columns_of(whole) + 3):
+        line = wait.line(columns)
+        assert columns_of(line) <= columns
+        assert (line == whole) == (columns >= columns_of(whole))
+        if line != whole and "…" in line:
+            start = line.partition("…")[2]
+            assert path.endswith(start)
+            assert not start.startswith("\u0301"), "it would stand on the mark"
+            # What is left free is less than the next letter would take.
+            assert columns - columns_of(line) < 2
+
+
 def test_a_path_that_a_terminal_would_obey_is_not_told_as_it_is() -> None:
     wait = Wait("/home/\033[31mred\n", "/tmp/a.lock", None, 0.0)
     for text in (str(wait), repr(wait), wait.line(200), wait.line(40)):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ._owner import Owner
     from ._paths.tree import Tree
 
-#: How long a wait lasts before it is looked whether it is part of a circle, in seconds.
+#: How long a wait lasts before it is looked whether it is part of a circle, in seconds. The next
+#: look is when it is twice as long: whoever closes the circle may be a program that never looks.
 LOOK_AFTER: Final = 1.0
 
 
@@ -130,43 +131,56 @@ _FLOCK: Final = (
 )
 
 
-def warn_of_circle(tree: Tree, lock_file: str, owner: Owner) -> None:
-    """Warn if processes wait for each other in a circle that this owner's wait is part of."""
+def held_by(owner: Owner) -> dict[Identity, str]:
+    """What an owner holds or was handed, by device and inode, and what to call it.
+
+    Only who holds something can be part of a circle.
+    """
     from ._handover import handed_down
 
+    found = {each.tree: "what this process was handed" for each in handed_down()}
+    for hold in all_holds():
+        if owner.stands_for(hold.owner):
+            found[hold.tree.identity] = repr(hold.tree.path)
+            if hold.file is not None:
+                found[hold.file.identity] = repr(hold.tree.path)
+    return found
+
+
+def warn_of_circle(tree: Tree, lock_file: str, ours: dict[Identity, str]) -> bool:
+    """Warn if processes wait for each other in a circle; whether they do.
+
+    Args:
+        tree: what is waited for.
+        lock_file: path of its lock file.
+        ours: what `held_by` says of who waits.
+    """
     try:
         with guard:  # a fork waits for what is imported
             from ._holder.circle import find_circle
     except (ImportError, OSError):
-        return  # no descriptor is free, say: then nothing is claimed
+        return False  # no descriptor is free, say: then nothing is claimed
 
-    ours: dict[Identity, str] = {
-        each.tree: "what this process was handed" for each in handed_down()
-    }
-    for hold in all_holds():
-        if owner.stands_for(hold.owner):
-            ours[hold.tree.identity] = repr(hold.tree.path)
-            if hold.file is not None:
-                ours[hold.file.identity] = repr(hold.tree.path)
-    if not ours:
-        return
     wanted = {tree.identity: repr(tree.path)}
     status = leads_to(lock_file, os.lstat)
     if status is not None:
         wanted[status.st_dev, status.st_ino] = repr(tree.path)
     circle = find_circle(wanted, ours)
-    if circle:
-        logger().warning(
-            "Waiting for source tree %r may never end, since processes wait for each other: %s. "
-            "End one of them, or set a timeout; take several trees in one order, sorted.",
-            tree.path,
-            "; ".join(circle),
-        )
+    # A long list is read in pieces, between which others go on: a circle that is real stays.
+    if not circle or find_circle(wanted, ours) != circle:
+        return False
+    logger().warning(
+        "Waiting for source tree %r may never end, since processes wait for each other: %s. "
+        "End one of them, or set a timeout; take several trees in one order, sorted.",
+        tree.path,
+        "; ".join(circle),
+    )
+    return True
 
 
-#: Waits in the kernel's queue, which cannot look by themselves: when to look, and at what. Both
-#: are changed under `guard` only.
-_watched: dict[int, tuple[float, Callable[[], None]]] = {}
+#: Waits in the kernel's queue, which cannot look by themselves: when to look, how long until the
+#: next look, and at what. Both are changed under `guard` only.
+_watched: dict[Watched, tuple[float, float, Callable[[], bool]]] = {}
 _is_watching = False
 
 
@@ -180,16 +194,15 @@ class Watched:
     """Has a daemon thread look for a circle once a wait has lasted long, as a context manager.
 
     Args:
-        entry: what waits.
         due: when to look, as `time.monotonic` has it; ``None`` for never.
+        look: whether it found one; if not, it looks again when the wait is twice as long.
     """
 
     __slots__ = ("_due", "_look")
 
-    def __init__(self, entry: Entry, due: float | None) -> None:
-        tree, lock_file, owner = tree_of(entry), entry.lock_file, entry.owner
+    def __init__(self, due: float | None, look: Callable[[], bool]) -> None:
         self._due = due
-        self._look = lambda: warn_of_circle(tree, lock_file, owner)
+        self._look = look
 
     def __enter__(self) -> None:
         global _is_watching
@@ -197,7 +210,7 @@ class Watched:
             return
         try:
             with guard:
-                _watched[id(self)] = (self._due, self._look)
+                _watched[self] = (self._due, LOOK_AFTER, self._look)
                 if not _is_watching:
                     _is_watching = True
                     start_thread(_watch)
@@ -209,7 +222,7 @@ class Watched:
 
     def __exit__(self, *exc_info: object) -> None:
         with guard:
-            _watched.pop(id(self), None)
+            _watched.pop(self, None)
 
 
 def _watch() -> None:
@@ -219,11 +232,11 @@ def _watch() -> None:
             if not _watched:
                 _is_watching = False
                 return
-            key, (due, look) = min(_watched.items(), key=lambda item: item[1][0])
+            watched, (due, pause, look) = min(_watched.items(), key=lambda item: item[1][0])
             delay = due - time.monotonic()
             if delay <= 0:
-                del _watched[key]
+                _watched[watched] = (due + pause, pause * 2, look)
         if delay > 0:
             time.sleep(delay)
-        else:
-            look()
+        elif look():
+            watched.__exit__()

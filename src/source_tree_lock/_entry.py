@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 
 from ._held import Hold, enter_context, hold_of
-from ._kernel_lock import forks, guard
-from ._locks import Locks, cannot_import
+from ._kernel_lock import forks, guard, unavailable
+from ._locks import Locks
 from ._owner import Owner
 from ._paths.lock_file import RESTARTS, place_of, restarted_in_vain
 from ._under_way import no_longer_under_way, now_under_way
@@ -245,4 +245,4 @@ def _import_for_a_wait(lock_file: str) -> None:
             from ._handover import hand_over  # noqa: F401  # pyright: ignore[reportUnusedImport]
             from ._waiting import Waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except (ImportError, OSError) as error:
-        raise cannot_import("what is to wait", error, lock_file) from error
+        raise unavailable(error, lock_file, "what is to wait cannot be imported") from error

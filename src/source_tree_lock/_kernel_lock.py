@@ -66,7 +66,6 @@ guard: Final = _Guard() if sys.version_info[:2] == (3, 14) else RLock()
 
 # Forks
 
-
 _in_child: list[Callable[[], None]] = []
 _forks = 0
 
@@ -345,6 +344,7 @@ def current_status(lock: KernelLock) -> os.stat_result | None:
     return None
 
 
-def unavailable(error: OSError, path: str, what: str) -> LockUnavailable:
+def unavailable(error: Exception, path: str, what: str) -> LockUnavailable:
     """``error``, met while ``what`` was attempted, as the error of ours that names ``path``."""
-    return LockUnavailable(error.errno or errno.EIO, f"{what} ({error.strerror or error})", path)
+    code = getattr(error, "errno", None) or errno.EIO  # an import may fail with either kind
+    return LockUnavailable(code, f"{what} ({getattr(error, 'strerror', None) or error})", path)

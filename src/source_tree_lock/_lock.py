@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from _collections_abc import Callable  # collections.abc, without the package around it
 
 from ._entry import Entry, Request
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
     R = TypeVar("R")
+else:  # for `typing.get_type_hints`: pathlib and typing take milliseconds to import
+    P, R, Any, Path, Self = ..., object, object, os.PathLike, "SourceTreeLock"
 
 
 def source_tree_lock(

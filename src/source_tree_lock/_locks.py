@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-
 from ._holder.record import prepare_records
 from ._kernel_lock import (
     KernelLock,
@@ -17,7 +15,6 @@ from ._log import say_once
 from ._paths.lock_file import NoPlace, Place, open_lock_file
 from ._paths.mounts import warn_if_other_hosts_get_in
 from ._paths.tree import open_tree
-from .errors import LockUnavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,21 +74,22 @@ class Locks:
             return True
         except BlockingIOError:
             return False  # somebody has a lease on it, and is asked to give it back
+        what = "what is to lock it cannot be imported"
         try:
             prepare_records()
             prepare_locks()
-        except (ImportError, OSError) as error:
-            raise cannot_import("what is to lock it", error, place.path) from error
-        try:
+            what = _REFUSED
             if self.file.try_lock():
                 return True
+            what = "what is to wait cannot be imported"
             with guard:  # a fork waits for what is imported
                 from ._line import unwanted_grant
 
+            what = _REFUSED
             self.blocked_by = self.file
             self.file = unwanted_grant(self.file) or self.file
-        except OSError as error:
-            raise unavailable(error, place.path, _REFUSED) from error
+        except (ImportError, OSError) as error:
+            raise unavailable(error, place.path, what) from error
         return self.file.held
 
     def _try_tree(self, tree: Tree) -> bool:
@@ -157,9 +155,3 @@ _REFUSED = (
     "the file system refuses to lock the lock file; mount it so that flock works "
     "(Lustre: -o flock), or name another directory with lock_dir or SOURCE_TREE_LOCK_DIR"
 )
-
-
-def cannot_import(what: str, error: Exception, lock_file: str) -> LockUnavailable:
-    """The error for an import that failed, for want of a free descriptor, say."""
-    code = getattr(error, "errno", None) or errno.EIO
-    return LockUnavailable(code, f"{what} cannot be imported ({error})", lock_file)

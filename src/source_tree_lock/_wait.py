@@ -30,13 +30,15 @@ class Wait:
         return f"<Wait: {self}>"
 
     def line(self, columns: int) -> str:
-        """The same sentence in at most so many columns: the path is shortened from the left."""
-        tree = self._shown_tree()
-        excess = len(self._sentence(tree)) - columns
-        if excess > 0:
-            kept = max(0, len(tree) - excess - 1)
-            tree = "…" + tree[len(tree) - kept :]
-        return self._sentence(tree)[: max(0, columns)]
+        """The same sentence in at most so many columns: the path is shortened from the left.
+
+        Args:
+            columns: of a terminal; letters of East Asia take two of them, combining marks none.
+        """
+        room = columns - len(self._sentence(""))  # where each letter takes one column
+        if room < 1:
+            return self._sentence("…")[: max(0, columns)]
+        return self._sentence(_end_of(self._shown_tree(), room))
 
     def _sentence(self, tree: str) -> str:
         so_far = f"{in_words(self.waited)} " if self.waited >= 1 else ""
@@ -45,3 +47,31 @@ class Wait:
 
     def _shown_tree(self) -> str:
         return self.tree if self.tree.isprintable() else ascii(self.tree)
+
+
+def _end_of(text: str, columns: int) -> str:
+    """As much of the end of a text as fits, after a mark for the rest."""
+    widths = _widths(text)
+    if sum(widths) <= columns:
+        return text
+    start, room = len(text), columns - 1
+    while start and widths[start - 1] <= room:
+        start -= 1
+        room -= widths[start]
+    while start < len(text) and widths[start] == 0:
+        start += 1  # it would combine with the mark
+    return "…" + text[start:]
+
+
+def _widths(text: str) -> list[int]:
+    """How many columns of a terminal each letter takes."""
+    if text.isascii():
+        return [1] * len(text)
+    import unicodedata
+
+    return [
+        0
+        if unicodedata.category(letter) in ("Mn", "Me")
+        else 1 + (unicodedata.east_asian_width(letter) in "WF")
+        for letter in text
+    ]

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 
 from ._endless import (
     LOOK_AFTER,
     Watched,
+    held_by,
     refuse_endless_wait,
     tree_of,
     warn_of_circle,
@@ -30,11 +32,12 @@ from .errors import LockTimeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _collections_abc import Generator
+    from _collections_abc import Callable, Generator
     from typing import Final, Protocol
 
     from ._entry import Entry
     from ._holder.holder import Holder
+    from ._kernel_lock import Identity
 
     class Pause(Protocol):
         """Something to wait for; ``None`` seconds are for ever."""
@@ -67,7 +70,8 @@ class Waiting:
         self._holder: Holder | None = None
         self._nap = _FIRST_NAP
         self._next_tick = 0.0
-        self._next_look: float | None = entry.started + LOOK_AFTER
+        self._next_look: float | None = None
+        self._ours: dict[Identity, str] = {}
 
     # Telling
 
@@ -87,9 +91,11 @@ class Waiting:
         if is_heard or entry.may_be_below_holder:
             self._holder = self._find_holder()
         self._next_tick = time.monotonic() + TICK
+        self._ours = held_by(entry.owner)
+        self._next_look = entry.started + LOOK_AFTER if self._ours else None
         if before is not None and before._is_same_wait(self):
             self._started, self._next_tick = before._started, before._next_tick
-            self._next_look = None if before._next_look is None else before._started + LOOK_AFTER
+            self._next_look = before._next_look
             return
         if is_heard:
             logger().info("%s", self._wait())
@@ -105,15 +111,19 @@ class Waiting:
         )
 
     def _tick(self) -> None:
-        """Do what is due: look for a circle, once, and call `while_waiting`."""
+        """Do what is due: look for a circle until there is one, and call `while_waiting`."""
         while_waiting = self._entry.request.while_waiting
         if self._next_look is not None and time.monotonic() >= self._next_look:
-            self._next_look = None
-            warn_of_circle(tree_of(self._entry), self._entry.lock_file, self._entry.owner)
+            waited = time.monotonic() - self._started
+            self._next_look = None if self._look()() else time.monotonic() + waited
         if while_waiting is not None and time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK
             self._holder = self._find_holder()
             while_waiting(self._wait())
+
+    def _look(self) -> Callable[[], bool]:
+        """What looks for a circle, in this thread or another."""
+        return partial(warn_of_circle, tree_of(self._entry), self._entry.lock_file, self._ours)
 
     def _until_tick(self, longest: float | None = None) -> float | None:
         """Seconds until something is due, or ``longest``; ``None`` for never."""
@@ -162,8 +172,8 @@ class Waiting:
         if lock is None or not HAS_QUEUE or are_threads_green() or not is_main_interpreter():
             yield _Nap(), self._until_tick(self._next_nap())
         elif entry.is_plain and is_silent:
-            look, self._next_look = self._next_look, None
-            yield _KernelQueue(lock, Watched(entry, look)), None
+            due, self._next_look = self._next_look, None
+            yield _KernelQueue(lock, Watched(due, self._look())), None
         elif lock is entry.locks.file:
             yield from self._stand_in_line()
             return  # who was granted the lock waits for nobody

@@ -5,6 +5,8 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._holder.holder import Holder
+else:
+    Holder = object  # for `typing.get_type_hints`: its room stands above this one
 
 
 class SourceTreeLockError(Exception):

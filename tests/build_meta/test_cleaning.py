@@ -442,6 +442,54 @@ def test_an_extension_that_was_half_linked_is_linked_again(tree: Path, compiler:
     assert compiler.run(tree) == (0, 0), "the rebuilt is trusted"
 
 
+#: Where a project may say that setuptools builds in `out`.
+ELSEWHERE = {
+    "setup.cfg": "[metadata]\nname = sample\n[build]\nbuild_base = out\n",
+    "pyproject.toml": (
+        '[project]\nname = "sample"\nversion = "1"\n[tool.distutils.build]\nbuild-base = "out"\n'
+    ),
+    "extra.cfg": "[build]\nbuild_base = ./out/../out\n",
+}
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+@pytest.mark.parametrize("staged", [False, True], ids=["linked", "staged"])
+def test_a_build_that_is_killed_elsewhere_than_in_build_poisons_none_either(
+    tree: Path, compiler: Compiler, monkeypatch: pytest.MonkeyPatch, where: str, staged: bool
+) -> None:
+    make_extensions(tree, "one.c")
+    (tree / where).write_text(ELSEWHERE[where])
+    if where == "extra.cfg":
+        monkeypatch.setenv("DIST_EXTRA_CONFIG", str(tree / where))
+    compiler.die_at("lib.")
+    assert compiler.run(tree)[0] == -signal.SIGKILL
+    [half] = tree.glob("out/lib.*/one.*")
+    assert half.read_text() == ""
+    if staged:
+        left = tree / "out" / "bdist.linux-x86_64" / "wheel" / "two.py"
+        left.parent.mkdir(parents=True)
+        left.touch()
+    wheel = compiler.build(tree)
+    assert compiler.extension(wheel, "one") == "one.c"
+    assert "two.py" not in content(wheel)
+    assert (tree / "out" / FINISHED.name).exists()
+    assert compiler.run(tree) == (0, 0), "the rebuilt is trusted"
+
+
+@pytest.mark.parametrize("base", [".", "..", "../beside", "{tmp_path}/beside"])
+def test_where_other_trees_may_build_nothing_is_cleaned(
+    tree: Path, tmp_path: Path, base: str
+) -> None:
+    write_project(tree)
+    base = base.format(tmp_path=tmp_path)
+    (tree / "setup.cfg").write_text(f"[build]\nbuild_base = {base}\n")
+    theirs = tree / base / "bdist.linux-x86_64" / "wheel of another" / "theirs.py"
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    assert "sample.py" in built(tree, tmp_path / "out")
+    assert theirs.exists()
+
+
 def test_plain_setuptools_that_is_killed_after_a_build_of_ours_poisons_none(
     tree: Path, compiler: Compiler
 ) -> None:

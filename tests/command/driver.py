@@ -122,6 +122,10 @@ print("status", os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
+#: The letters of two columns that tests have in a path.
+WIDE = "日本語プロジェクト"
+
+
 class Terminal:
     """A pseudo-terminal with a command on it, which leads its session."""
 
@@ -172,7 +176,10 @@ class Terminal:
         return status
 
     def frames(self) -> list[list[str]]:
-        """What the screen has shown, after each change: its lines, without blanks at the end."""
+        """What the screen has shown, after each change: its lines, without blanks at the end.
+
+        A letter that takes two columns stands in both.
+        """
         lines, column, frames = [""], 0, list[list[str]]()
         for part in re.findall(r"\x1b\[\??\d*\w|[\r\n]|[^\x1b\r\n]+", self.shown):
             if part == "\r":
@@ -185,10 +192,10 @@ class Terminal:
                 assert part in ("\x1b[?7l", "\x1b[?7h"), part
                 continue
             else:
-                lines[-1] = (
-                    lines[-1][:column].ljust(column) + part + lines[-1][column + len(part) :]
-                )
-                column += len(part)
+                text = "".join(each * (1 + (each in WIDE)) for each in part)
+                before, after = lines[-1][:column].ljust(column), lines[-1][column + len(text) :]
+                lines[-1] = before + text + after
+                column += len(text)
             frames.append([line.rstrip() for line in lines])
         return frames
 

@@ -326,6 +326,21 @@ def test_what_a_terminal_sends_to_both_does_not_end_the_wrapper(
         assert process.wait(LIMIT) == 5
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_what_a_terminal_sends_is_not_passed_on_when_it_comes_to_the_wrapper_alone(
+    number: signal.Signals, tree: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with started("run", tree, "--", *python(NOTE, log)) as process:
+        pid, _ = wait_for_the_pids(log)
+        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)  # which comes behind it
+        wait_until(lambda: "SIGTERM" in noted(log))
+        assert noted(log) == ["SIGTERM"]
+        os.kill(pid, signal.SIGUSR1)
+        assert process.wait(LIMIT) == 5
+
+
 @pytest.mark.parametrize("option", [[], ["--quiet"]], ids=["telling", "quiet"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_during_a_wait_ends_it_with_its_status(

@@ -14,10 +14,12 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
+from holder.crowd import OWN_PIDS, flock_1
 from support import (
     LIMIT,
     Child,
     held_elsewhere,
+    unshared,
     uv_build,
     wait_until,
     wait_until_blocked,
@@ -112,20 +114,47 @@ def test_status_lists_who_waits_for_the_tree_alone_before_all_others(tree: Path)
 
 @linux_only
 def test_status_of_a_holder_whom_nobody_can_name_says_so(tree: Path) -> None:
-    # The process that the kernel names has died, and left its lock to a child.
+    # From another pid namespace, no holder without a record can be named.
     lock_file = source_tree_lock(tree).lock_file
-    lock_file.touch()
-    flock = ["flock", str(lock_file), "sh", "-c"]
-    with started(command=[*flock, "sleep 1000 & echo held"], stdout=PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
-        assert process.wait(LIMIT) == 0
-        ended = run("status", tree)
-        found = json.loads(run("status", "--json", tree).stdout)
+    elsewhere = [*unshared(*OWN_PIDS), *COMMAND]
+    with flock_1(lock_file):
+        ended = run("status", tree, command=elsewhere)
+        found = json.loads(run("status", "--json", tree, command=elsewhere).stdout)
     assert ended.returncode == 1
     assert f"{tree}: held by an unknown process" in ended.stdout.decode()
     assert "ask on the other hosts" in ended.stdout.decode()
     assert (found["held"], found["holder"]) == (True, None)
+
+
+@linux_only
+def test_status_names_what_outlived_the_one_that_took_the_lock(tree: Path) -> None:
+    lock_file = source_tree_lock(tree).lock_file
+    lock_file.touch()
+    flock = ["flock", str(lock_file), "sh", "-c"]
+    with started(command=[*flock, "sleep 1000 & echo $!"], stdout=PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert process.wait(LIMIT) == 0
+        ended = run("status", tree)
+    assert ended.returncode == 1
+    assert ended.stdout.decode().startswith(f"{tree}: held by sleep (pid {pid})\n")
+
+
+@linux_only
+def test_status_names_the_command_of_a_wrapper_that_was_killed(tree: Path, tmp_path: Path) -> None:
+    script = "echo $$; cat; true"
+    command = ["run", tree, "--", "sh", "-c", script]
+    with started(*command, stdin=PIPE, stdout=PIPE, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.kill()
+        process.wait(LIMIT)
+        told = run("status", tree).stdout.decode()
+        holder = json.loads(run("status", "--json", tree).stdout)["holder"]
+    assert told.startswith(f"{tree}: held by sh (pid {pid})\n")
+    assert f"working directory: {tmp_path}\n" in told
+    assert f"To end the wait, end pid {pid} (kill {pid})" in told
+    assert (holder["pid"], holder["program"]) == (pid, "sh")
 
 
 def test_status_for_scripts_has_all_of_it(tree: Path) -> None:

@@ -21,6 +21,7 @@ from .driver import (
     COMMAND,
     LEADERS,
     NOTE,
+    WIDE,
     Terminal,
     both_free,
     noted,
@@ -141,6 +142,8 @@ def waits_of(terminal: Terminal) -> list[str]:
 
 
 WIDTHS = [50, 80, 200]
+#: As a screen shows it.
+DOUBLED = "".join(2 * each for each in WIDE)
 
 
 @pytest.mark.parametrize("columns", WIDTHS)
@@ -168,6 +171,30 @@ def test_a_wait_is_one_line_that_ticks_each_second_and_leaves_nothing_behind(
         assert str(deep_tree).endswith(path)
         assert (path == str(deep_tree)) == (not is_shortened) == (len(line) < columns - 1)
     assert "\n" not in terminal.shown.partition("inside")[0]
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_a_path_of_wide_letters_fits_as_well_and_leaves_nothing_behind(
+    columns: int, tmp_path: Path
+) -> None:
+    tree = tmp_path / (WIDE * 6)
+    tree.mkdir()
+    environ = {"PYTHONIOENCODING": "utf-8"}
+    command = [*COMMAND, "run", tree, "--", "echo", "inside"]
+    with (
+        held_elsewhere(tree) as child,
+        Terminal(*command, columns=columns, environ=environ) as terminal,
+    ):
+        terminal.until("waiting 1 s")
+        child.say()
+        assert terminal.end() == 0
+    assert terminal.screen() == ["inside"]
+    told = waits_of(terminal)
+    assert len(told) >= 2
+    for line in told:
+        # One column is left free, and another one where a letter of two does not fit.
+        assert columns - 2 <= len(line) < columns or line.endswith(f"{tmp_path}/" + DOUBLED * 6)
+        assert line.endswith(DOUBLED[-2:])
 
 
 @pytest.mark.parametrize("columns", WIDTHS)

@@ -172,7 +172,9 @@ def test_help_says_what_there_is_and_every_exit_status(encoding: str) -> None:
     usage = "source-tree-lock run [-h] [--timeout S] [--lock-dir D] [--quiet] TREE -- COMMAND..."
     assert usage in told["run"]
     assert "run does not change to TREE" in told["run"]
-    assert "SIGTERM and SIGHUP are passed on" in told["run"]
+    signals = " ".join(told["run"].partition("signals: ")[2].split())
+    assert signals.startswith("SIGTERM and SIGHUP are passed on to the command. Ctrl-C and Ctrl-")
+    assert "a SIGINT or SIGQUIT that is sent to run alone is not passed on" in signals
     for status in ("128 + n", "127  ", "126  ", "75  timed", "69  ", "2  bad usage", "130", "143"):
         assert status in told["run"]
     for status in ("0  free", "1  held", "69  cannot tell", "2  bad usage"):

@@ -10,6 +10,7 @@ import pytest
 from support import LIMIT, PRELUDE, Child, held_elsewhere
 
 from source_tree_lock import Holder
+from source_tree_lock._holder.holder import in_words
 from source_tree_lock._holder.processes import host
 
 from .crowd import WAIT, linux_only
@@ -33,6 +34,28 @@ from .crowd import WAIT, linux_only
 def test_a_holder_reads_well(holder: Holder, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1005.4)
     assert str(holder) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-1.0, "0 s"),
+        (0.9, "0 s"),
+        (1.0, "1 s"),
+        (2.5, "2 s"),
+        (3.5, "3 s"),
+        (59.7, "59 s"),
+        (60.0, "1 min 0 s"),
+        (119.9, "1 min 59 s"),
+        (125.2, "2 min 5 s"),
+        (3599.9, "59 min 59 s"),
+        (3600.0, "1 h 0 min"),
+        (7265.0, "2 h 1 min"),
+        (90000.0, "25 h 0 min"),
+    ],
+)
+def test_a_duration_reads_as_a_clock_shows_it(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
 
 
 def test_a_holder_is_a_value() -> None:

@@ -29,7 +29,8 @@ it waits for its wrapper, unless the project's build-backend is source_tree_lock
 While it waits, stderr says who holds TREE. Ctrl-C ends the wait."""
 _RUN_END: Final = """\
 signals: SIGTERM and SIGHUP are passed on to the command. Ctrl-C and Ctrl-\\ reach it from the
-terminal. The tree stays locked until the command has ended.
+terminal; a SIGINT or SIGQUIT that is sent to run alone is not passed on: send SIGTERM. The tree
+stays locked until the command has ended, even if run was killed.
 
 exit status: the command's own, or
    2  bad usage, or no such tree

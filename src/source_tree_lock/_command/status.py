@@ -7,8 +7,9 @@ import json
 import os
 import time
 
+from .._holder.holder import Holder
 from .._holder.kernel_list import kernel_holders, waiters
-from .._holder.processes import as_name, line_of_descent, program_of
+from .._holder.processes import as_name, has_locked, host, line_of_descent, program_of
 from .._lock import SourceTreeLock, source_tree_lock
 from .._system import PROC
 from .words import HELD, shown
@@ -17,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from .._holder.holder import Holder
+    from .._kernel_lock import Identity
     from .options import Options
 
 #: TASK_COMM_LEN in the kernel's <linux/sched.h>, less the NUL byte at the end.
@@ -36,7 +37,7 @@ def status(options: Options) -> int:
         raise FileNotFoundError(errno.ENOENT, "no such lock directory", options.lock_dir)
     lock = source_tree_lock(options.tree, lock_dir=options.lock_dir)
     is_held = lock.is_held()
-    holder = lock.holder() if is_held else None
+    holder = lock.holder() or _heir(lock) if is_held else None
     facts = {
         "tree": str(lock.tree),
         "lock_file": str(lock.lock_file),
@@ -85,8 +86,8 @@ def _working_directory(pid: int) -> str | None:
         return None  # it has ended, or is another user's
 
 
-def _waiting_for(lock: SourceTreeLock) -> list[int]:
-    """The processes that wait, as far as the kernel lists them; the next to get in first."""
+def _inodes_of(lock: SourceTreeLock) -> list[Identity]:
+    """Of the tree and of the lock file."""
     inodes = []
     for path in (lock.tree, lock.lock_file):
         try:
@@ -94,6 +95,21 @@ def _waiting_for(lock: SourceTreeLock) -> list[int]:
         except OSError:
             continue  # nobody has made the lock file
         inodes.append((found.st_dev, found.st_ino))
+    return inodes
+
+
+def _heir(lock: SourceTreeLock) -> Holder | None:
+    """Who inherited the lock of a process that has ended: the command of a killed `run`, say."""
+    for inode in kernel_holders(*_inodes_of(lock)):
+        for pid in sorted(int(name) for name in os.listdir(PROC) if name.isdecimal()):
+            if has_locked(pid, inode):
+                return Holder(pid, _program(pid), host())
+    return None
+
+
+def _waiting_for(lock: SourceTreeLock) -> list[int]:
+    """The processes that wait, as far as the kernel lists them; the next to get in first."""
+    inodes = _inodes_of(lock)
     named = kernel_holders(*inodes)
     pids = [pid for inode in inodes for pid in waiters(inode)]
     if len(named) == 2:

@@ -21,7 +21,7 @@ _WIDE: Final = 80
 _THEN: Final = {0: 10, 10: 30, 30: 60}
 
 _CLEAR_LINE: Final = "\r\033[K"
-#: A path of wide characters may take more columns than it has letters: cut, not wrapped.
+#: Terminals differ in how wide they draw some letters: cut, not wrapped.
 _NO_WRAP: Final = "\033[?7l"
 _WRAP: Final = "\033[?7h"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def find_circle(wanted: dict[Identity, str], ours: dict[Identity, str]) -> list[str]:
-    """Who waits for whom, from the holder of what we wait for to one that waits for us.
+    """Who waits for whom, from the holder of what we wait for to this process.
 
     A process that waits speaks for each ancestor of it that holds something, as a command does
     for flock(1) and a hook for uv.
@@ -36,14 +36,18 @@ def find_circle(wanted: dict[Identity, str], ours: dict[Identity, str]) -> list[
         for pid in line_of_descent(waiter):
             waits.setdefault(pid, []).append(key)
     names = {key_of(identity): name for identity, name in (*wanted.items(), *ours.items())}
-    goals = {key_of(identity) for identity in ours}
+    goals = {
+        key_of(identity): f"this process (pid {os.getpid()}) holds {name} and waits for {awaited}"
+        for identity, name in ours.items()
+        for awaited in wanted.values()
+    }
 
     def follow(key: Key, seen: frozenset[int]) -> list[str] | None:
         holder = holders.get(key)
         if holder is None or holder in seen or key in goals:
             return None
         for next_key in waits.get(holder, ()):
-            rest = [] if next_key in goals else follow(next_key, seen | {holder})
+            rest = [goals[next_key]] if next_key in goals else follow(next_key, seen | {holder})
             if rest is not None:
                 for each in (holder, holders.get(next_key, holder)):
                     names.update(_named(each, names))

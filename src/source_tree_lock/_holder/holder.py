@@ -72,8 +72,8 @@ _FIELDS = ("pid", "program", "host", "since")
 
 
 def in_words(seconds: float) -> str:
-    """A duration as people read it: ``5 s``, ``2 min 5 s``, ``1 h 0 min``."""
-    whole = max(0, round(seconds))
+    """A duration as a clock shows it: ``5 s``, ``2 min 5 s``, ``1 h 0 min``."""
+    whole = max(0, int(seconds))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

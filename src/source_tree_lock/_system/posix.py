@@ -118,7 +118,8 @@ def refuse_link(path: str) -> None:
 
 def strangers_may_delete(directory: os.stat_result) -> bool:
     """Whether other users may remove files of ours from a directory: it is not sticky."""
-    return bool(directory.st_mode & stat.S_IWOTH and not directory.st_mode & stat.S_ISVTX)
+    mode = directory.st_mode  # of a file, where somebody has mistaken one for a directory
+    return stat.S_ISDIR(mode) and mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH
 
 
 def read_at(descriptor: int, size: int) -> bytes:

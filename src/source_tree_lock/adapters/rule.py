@@ -34,7 +34,7 @@ def is_setuptools(source_tree: AnyPath) -> bool:
     """
     try:
         with open(os.path.join(os.fsdecode(source_tree), "pyproject.toml"), "rb") as file:
-            table = _load(file.read())["build-system"]
+            table = load_toml(file.read())["build-system"]
         backend = table["build-backend"].partition(":")[0]  # an object of the module may follow
         if backend == _LOCKS_ITSELF:
             return False
@@ -57,7 +57,12 @@ def _project_of(requirement: str) -> str:
     return name
 
 
-def _load(text: bytes) -> dict[str, Any]:
+def load_toml(text: bytes) -> dict[str, Any]:
+    """What ``tomllib.loads`` gives.
+
+    Raises:
+        ValueError: it is no TOML, or no UTF-8.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:

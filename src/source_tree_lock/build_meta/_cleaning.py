@@ -1,10 +1,11 @@
 """What killed builds left in the source tree is removed, or built anew.
 
 Nobody else builds while this process holds the tree, so whatever is staged there is left over. It
-is removed, since setuptools would pack it into the next wheel. Other files in ``build`` are kept
-from one build to the next. A build that was cut short may have left half of one, which setuptools
-takes for complete, because it is newer than its source. So a mark says that the last build has
-finished. Where there is no mark, or something is newer, setuptools is told to build all anew.
+is removed, since setuptools would pack it into the next wheel. Other files in ``build``, or where
+the project's configuration has setuptools build instead, are kept from one build to the next. A
+build that was cut short may have left half of one, which setuptools takes for complete, because it
+is newer than its source. So a mark says that the last build has finished. Where there is no mark,
+or something is newer, setuptools is told to build all anew.
 
 No build fails for the cleaning: what goes wrong here is logged and left to setuptools.
 """
@@ -21,11 +22,12 @@ from contextlib import contextmanager, suppress
 from setuptools.errors import LinkError
 
 from .._log import logger
+from ..adapters.rule import load_toml
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Final
+    from typing import Any, Final
 
 #: Stands in ``build`` where a build has finished, and is removed before the next one writes. A mark
 #: of unfinished ones would be seen by their setup.py, and counted among the project's files.
@@ -59,13 +61,16 @@ def cleaned(hook: str) -> Iterator[None]:
     if hook != "build_wheel":  # the others build elsewhere what they keep
         yield
         return
+    build = "build"
     with _left_to_setuptools():
-        _remove(_staging("build"))
+        build = _build_base()
+    with _left_to_setuptools():
+        _remove(_staging(build))
     is_complete, config = False, None
     with _left_to_setuptools():
-        is_complete = _is_complete("build")
-        config = None if is_complete else _force_rebuild_after_crash("build")
-    build = os.path.abspath("build")  # a setup.py may leave the tree
+        is_complete = _is_complete(build)
+        config = None if is_complete else _force_rebuild_after_crash(build)
+    build = os.path.abspath(build)  # a setup.py may leave the tree
     mark = os.path.join(build, _FINISHED)
     with suppress(OSError):  # where it cannot be removed, what this build writes is newer
         os.unlink(mark)
@@ -139,6 +144,26 @@ def _is_project(directory: str) -> bool:
         os.path.exists(os.path.join(directory, name))
         for name in ("pyproject.toml", "setup.py", "setup.cfg")
     )
+
+
+def _build_base() -> str:
+    """The directory in the tree that the project's configuration has setuptools build in.
+
+    One outside is not cleaned: other trees, with locks of their own, may build there.
+    """
+    config = RawConfigParser()
+    config.read(["setup.cfg", os.environ.get(_EXTRA_CONFIG, "")], encoding="utf-8")
+    options: dict[str, Any] = dict(config["build"]) if config.has_section("build") else {}
+    with suppress(OSError, KeyError), open("pyproject.toml", "rb") as file:
+        table = load_toml(file.read())
+        # Else setuptools passes it over.
+        if table.get("project") or table["tool"].get("setuptools"):
+            options.update(table["tool"]["distutils"]["build"])
+    base = "build"
+    for name, value in options.items():
+        if name.replace("-", "_") == "build_base":
+            base = os.path.relpath(value)  # the last one counts
+    return "build" if base.split(os.sep)[0] in (os.curdir, os.pardir) else base
 
 
 def _staging(build: str) -> list[str]:
