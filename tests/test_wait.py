@@ -289,8 +289,8 @@ def test_on_wait_is_called_once_and_while_waiting_again_and_again(
         assert each.holder.pid == holder.pid
     times = [each.waited for each in then]
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    # On a loaded machine a call is late, and never early.
-    assert all(gap >= 0.2 for gap in gaps), times
+    # On a loaded machine a call is late, and never early, but for rounding.
+    assert all(gap >= 0.249 for gap in gaps), times
     assert wait.waited <= times[0]
 
 
@@ -350,8 +350,8 @@ def test_a_loop_of_short_attempts_is_told_of_once_for_each_holder(
     lock = source_tree_lock(tree, on_wait=told.append)
     for holders in (1, 2):
         with held_elsewhere(tree) as holder:
-            for _ in range(4):
-                assert not lock.acquire(timeout=0.05)
+            for seconds in (0.5, 0, 0.05, 0.05):  # the time of one is up before it can wait
+                assert not lock.acquire(timeout=seconds)
             assert len(told) == holders
             assert told[-1].holder is not None
             assert told[-1].holder.pid == holder.pid
@@ -381,8 +381,8 @@ def test_once_it_got_in_the_next_wait_is_told_of_again_though_the_holder_is_the_
     with Child(LOCKS_TWICE, lock.lock_file) as holder:
         for times in (1, 2):
             holder.expect("held")
-            for _ in range(2):
-                assert not lock.acquire(timeout=0.05)
+            for seconds in (0.5, 0.05):
+                assert not lock.acquire(timeout=seconds)
             assert len(told) == times
             holder.say()
             holder.expect("released")
