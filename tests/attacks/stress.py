@@ -142,9 +142,13 @@ class Worker(threading.Thread):
 
     def enter_two_trees(self) -> None:
         tree = self.random.choice(self.trees.busy)
-        with source_tree_lock(self.own, timeout=LIMIT), alone(self.own):
-            with source_tree_lock(tree, timeout=LIMIT), alone(tree):
-                pass
+        with (
+            source_tree_lock(self.own, timeout=LIMIT),
+            alone(self.own),
+            source_tree_lock(tree, timeout=LIMIT),
+            alone(tree),
+        ):
+            pass
 
     def be_told(self) -> None:
         def refuse(wait: Wait) -> None:
