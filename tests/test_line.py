@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from support import LIMIT, held_elsewhere
 
 from source_tree_lock import _line, source_tree_lock
+from source_tree_lock._kernel_lock import KernelLock
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
 
@@ -49,3 +51,36 @@ def test_a_try_is_refused_while_somebody_else_has_what_the_thread_waits_for(
         holder.expect("released")
     assert lock.acquire(blocking=False)
     lock.release()
+
+
+def test_what_a_task_took_is_offered_to_nobody_else_though_its_loop_has_ended_since() -> None:
+    """The line's thread looks now and then whether the loop still runs, and may be late."""
+
+    async def stand() -> _line.TaskCaller:
+        caller = _line.TaskCaller()
+        assert caller.offer(file)
+        return caller
+
+    class Late:
+        """The mutex of an offer: the task takes it in the moment in which the time is up."""
+
+        def __init__(self) -> None:
+            self.is_locked = True
+
+        def locked(self) -> bool:
+            return self.is_locked
+
+        def release(self) -> None:
+            self.is_locked = False
+
+        def acquire(self, blocking: bool, timeout: float = -1) -> bool:
+            if blocking:
+                assert caller.granted() is file
+                return False
+            return not self.is_locked
+
+    file = KernelLock("lock file")
+    caller = asyncio.run(stand())  # its loop has ended
+    caller._taken = Late()  # type: ignore[assignment]
+    assert caller.takes()
+    assert caller.is_told()
