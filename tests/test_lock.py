@@ -1172,17 +1172,23 @@ def test_an_attempt_that_does_not_wait_is_never_refused(tree: Path) -> None:
         assert asyncio.run(main()) is False
 
 
+class Told(Exception):
+    """Ends a wait once all has been said that is said at its beginning."""
+
+
+def stop_once_told(_: Wait) -> None:
+    raise Told
+
+
 def test_a_thread_that_the_holder_waits_for_is_warned_about_once(
     tree: Path, caplog: pytest.LogCaptureFixture, no_leaks: object
 ) -> None:
-    def work() -> bool:
-        return source_tree_lock(tree).acquire(timeout=0.05)
-
-    async def main() -> bool:
+    async def main() -> None:
         async with source_tree_lock(tree):
-            return await asyncio.to_thread(work)
+            await asyncio.to_thread(source_tree_lock(tree, on_wait=stop_once_told).acquire)
 
-    assert asyncio.run(main()) is False
+    with pytest.raises(Told):
+        asyncio.run(main())
     [warning] = messages(caplog, logging.WARNING)
     assert str(tree) in warning
     assert "started this one" in warning
@@ -1192,12 +1198,12 @@ def test_a_child_task_that_the_holder_waits_for_is_warned_about_once(
     tree: Path, caplog: pytest.LogCaptureFixture, no_leaks: object
 ) -> None:
     async def child() -> None:
-        async with source_tree_lock(tree, timeout=0.05):
+        async with source_tree_lock(tree, on_wait=stop_once_told):
             raise AssertionError("two tasks inside")
 
     async def main() -> None:
         async with source_tree_lock(tree):
-            with pytest.raises(LockTimeout):
+            with pytest.raises(Told):
                 await asyncio.create_task(child())
 
     asyncio.run(main())
@@ -1252,13 +1258,12 @@ def test_a_task_of_trio_owns_what_it_enters(tree: Path, no_leaks: object) -> Non
 def test_a_thread_of_trio_that_the_holder_waits_for_is_warned_about(
     tree: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> bool:
+    async def main() -> None:
         with source_tree_lock(tree):
-            return await trio.to_thread.run_sync(
-                lambda: source_tree_lock(tree).acquire(timeout=0.05)
-            )
+            await trio.to_thread.run_sync(source_tree_lock(tree, on_wait=stop_once_told).acquire)
 
-    assert trio.run(main) is False
+    with pytest.raises(Told):
+        trio.run(main)
     assert len(messages(caplog, logging.WARNING)) == 1
 
 
