@@ -59,6 +59,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the plugins and the recipes in tox, PDM, Poetry, ... from the package index too",
     )
     parser.addoption(
+        "--environments",
+        metavar="DIR",
+        help="with --frontends: install the tools here, and find them here the next time",
+    )
+    parser.addoption(
         "--corpus",
         action="store_true",
         help="build real projects from the package index too, and kill their builds",

@@ -644,6 +644,17 @@ def test_optional_hooks_are_there_if_they_were(tree: Path) -> None:
         _ = hooks.build_editable  # type: ignore[attr-defined]
 
 
+def test_a_hook_beyond_the_standards_is_locked_when_it_is_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree)
+    hooks = locked_hooks(Frontend(), also=["greet"])
+    assert not hooks.greet()
+    assert hooks.build_wheel("here") == "mine here"
+    assert hooks.name == "mine"
+    assert is_free(source_tree_lock().lock_file)
+
+
 def test_the_legacy_hooks_of_a_backend_are_locked_too(tree: Path) -> None:
     class Hooks:
         def build_wheel(self) -> bool:
@@ -665,18 +676,20 @@ def test_a_hook_keeps_its_name_and_its_words(tree: Path) -> None:
 
 SHOWS_WHO_OUTLIVES = """
     import sys
-    from pyproject_hooks import BuildBackendHookCaller
+    from pyproject_hooks import BuildBackendHookCaller, default_subprocess_runner
     from source_tree_lock.adapters import locked_hooks, locked_runner
     tree = sys.argv[1]
-    if sys.argv[2] == "runner":
-        hooks = BuildBackendHookCaller(tree, "setuptools.build_meta", runner=locked_runner())
+    runners = {"runner": None, "runner around pyproject_hooks' own": default_subprocess_runner}
+    if sys.argv[2] in runners:
+        runner = locked_runner(runners[sys.argv[2]])
+        hooks = BuildBackendHookCaller(tree, "setuptools.build_meta", runner=runner)
     else:
         hooks = locked_hooks(BuildBackendHookCaller(tree, "setuptools.build_meta"))
     hooks.build_wheel(sys.argv[3])
 """
 
 
-@pytest.mark.parametrize("adapter", ["runner", "hooks"])
+@pytest.mark.parametrize("adapter", ["runner", "runner around pyproject_hooks' own", "hooks"])
 def test_nobody_is_let_in_before_the_hook_of_a_killed_frontend_has_ended(
     tree: Path, tmp_path: Path, adapter: str
 ) -> None:

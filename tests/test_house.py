@@ -32,11 +32,10 @@ LOWEST_FIRST: Sequence[str] = """
     _held  _handover  _line  _locks
     _endless  _waiting  _entry
     _decorator  _lock
-    __init__
 """.split()
 
 #: The faces. Each may import the core and the faces before it.
-FACES = ["adapters", "build_meta", "_command", "plugins", "__main__"]
+FACES = ["_face", "__init__", "adapters", "build_meta", "_command", "plugins", "__main__"]
 
 #: The only room that asks which system this is.
 SYSTEM = "_system"
@@ -226,6 +225,15 @@ def test_an_import_of_the_library_imports_nothing_expensive() -> None:
     )
     assert "source_tree_lock._lock" in told.split()
     assert set(told.split()) & set(EXPENSIVE) == set()
+
+
+def test_a_plugin_imports_nothing_else_of_the_library_until_it_builds() -> None:
+    told = in_a_bare_interpreter(
+        "import source_tree_lock.plugins._shared\n"
+        "print(*[name for name in sys.modules if name.startswith('source_tree_lock')])"
+    )
+    plugins = f"{PACKAGE}.plugins"
+    assert told.split() == [PACKAGE, plugins, f"{plugins}._shared"]
 
 
 def test_the_backend_imports_setuptools_only_when_it_is_asked_for_a_hook() -> None:

@@ -352,8 +352,8 @@ def test_on_wait_is_called_once_and_while_waiting_again_and_again(
         assert each.holder.pid == holder.pid
     times = [each.waited for each in then]
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    # On a loaded machine a call is late, and never early.
-    assert all(gap >= 0.2 for gap in gaps), times
+    # On a loaded machine a call is late, and never early, but for rounding.
+    assert all(gap >= 0.249 for gap in gaps), times
     assert wait.waited <= times[0]
 
 

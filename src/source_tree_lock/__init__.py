@@ -8,23 +8,18 @@
 It takes the very lock that uv takes, so that it and uv exclude each other.
 """
 
-from ._holder.holder import Holder
-from ._lock import SourceTreeLock, source_tree_lock
-from ._paths.digest import cache_digest
-from ._paths.lock_file import Digest
-from ._paths.tree import AnyPath
-from ._wait import Wait
-from .errors import LockTimeout, LockUnavailable, SourceTreeLockError
+from __future__ import annotations
 
-__all__ = [
-    "AnyPath",
-    "Digest",
-    "Holder",
-    "LockTimeout",
-    "LockUnavailable",
-    "SourceTreeLock",
-    "SourceTreeLockError",
-    "Wait",
-    "cache_digest",
-    "source_tree_lock",
-]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ._face import *  # noqa: F403
+    from ._face import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> object:
+        # At the first use: a frontend that builds nothing imports a plugin, and no more of this.
+        if name.startswith("_") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import _face
+
+        return globals().setdefault(name, getattr(_face, name))

@@ -106,7 +106,7 @@ class Entry:
             yield from self.waiting.pauses()
             if self._attempt():
                 return
-        self.request.given_up = self.waiting
+        self.request.given_up = self.waiting or self.request.given_up
 
     def _attempt(self) -> bool:
         """Get in if that is possible without waiting."""

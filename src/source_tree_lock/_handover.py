@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from typing import NamedTuple  # portalocker, which is there by now, imports it as well
 
 from ._held import all_holds
 from ._holder.kernel_list import kernel_holder
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 VARIABLE = "SOURCE_TREE_LOCK_HELD"
 
 
-class Handover:
+class Handover(NamedTuple):
     """One hold as it is written in the environment.
 
     Attributes:
@@ -49,23 +50,12 @@ class Handover:
             empty where neither is.
     """
 
-    __slots__ = ("descriptors", "lock_file", "pid", "pid_namespace", "token", "tree")
-
-    def __init__(
-        self,
-        tree: Identity,
-        lock_file: str,
-        pid: int,
-        pid_namespace: int,
-        token: str,
-        descriptors: Sequence[int] = (),
-    ) -> None:
-        self.tree = tree
-        self.lock_file = lock_file
-        self.pid = pid
-        self.pid_namespace = pid_namespace
-        self.token = token
-        self.descriptors = list(descriptors)
+    tree: Identity
+    lock_file: str
+    pid: int
+    pid_namespace: int
+    token: str
+    descriptors: Sequence[int] = ()
 
     def inheritable_descriptors(self) -> list[int]:
         """Descriptors that still refer to the lock file and the tree.
@@ -158,16 +148,9 @@ def handed_down() -> list[Handover]:
             device, inode = map(int, entry["tree"])
             # A number that was not inherited after all may be one of ours by now.
             numbers = [-1 if is_ours(each) else each for each in map(int, entry["descriptors"])]
-            found.append(
-                Handover(
-                    (device, inode),
-                    str(entry["lock_file"]),
-                    int(entry["pid"]),
-                    int(entry["pid_namespace"]),
-                    str(entry["token"]),
-                    numbers,
-                )
-            )
+            pid, namespace = int(entry["pid"]), int(entry["pid_namespace"])
+            lock_file, token = str(entry["lock_file"]), str(entry["token"])
+            found.append(Handover((device, inode), lock_file, pid, namespace, token, numbers))
     return found
 
 
@@ -259,7 +242,7 @@ def hand_over(hold: Hold, *, with_descriptors: bool) -> tuple[dict[str, str], li
                 handovers.append(handover_of(other, with_descriptors=with_descriptors))
     handovers.append(handover_of(hold, with_descriptors=with_descriptors))
     last = {each.tree: each for each in handovers}.values()
-    entries = [{name: getattr(each, name) for name in Handover.__slots__} for each in last]
+    entries = [each._asdict() for each in last]
     descriptors: list[int] = []
     for each in last if with_descriptors else ():
         with suppress(OSError, ValueError, OverflowError):

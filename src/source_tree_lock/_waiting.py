@@ -118,9 +118,10 @@ class Waiting:
             waited = time.monotonic() - self._started
             self._next_look = None if self._look()() else time.monotonic() + waited
         if while_waiting is not None and time.monotonic() >= self._next_tick:
-            self._next_tick = time.monotonic() + TICK
             self._holder = self._find_holder()
-            while_waiting(self._wait())
+            wait = self._wait()
+            self._next_tick = self._started + wait.waited + TICK
+            while_waiting(wait)
 
     def _look(self) -> Callable[[], bool]:
         """What looks for a circle, in this thread or another."""

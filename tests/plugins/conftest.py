@@ -1,9 +1,9 @@
-"""The frontends are installed once for all tests here, and kept for the next run."""
+"""The frontends are installed once a run, for all tests here and those of the recipes."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +20,21 @@ def nothing_runs_on() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def environments(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Where the frontends are installed: gone after the run, unless ``--environments`` names it."""
+    kept: str | None = request.config.getoption("--environments")
+    if kept is not None:
+        yield Path(kept).absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="frontends-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the builds of the tests need, and a wheel of this distribution in `own`."""
     directory = tmp_path_factory.mktemp("wheels")
-    try:
-        frontends.pip(sys.executable, "download", "-d", directory, *frontends.BUILD_REQUIREMENTS)
-    except (RuntimeError, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"needs a package index: {error}")
+    frontends.pip(sys.executable, "download", "-d", directory, *frontends.BUILD_REQUIREMENTS)
     return frontends.own_wheels(directory)
 
 
@@ -37,10 +45,7 @@ def index(wheels: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session", params=FRONTENDS)
-def frontend(request: pytest.FixtureRequest, wheels: Path, index: str) -> Frontend:
-    assert request.config.cache is not None
-    environments = request.config.cache.mkdir("frontends")
-    try:
-        return frontends.make_frontend(request.param, environments, wheels, index)
-    except (RuntimeError, subprocess.SubprocessError) as error:
-        pytest.skip(f"needs {request.param} from a package index: {error}")
+def frontend(
+    request: pytest.FixtureRequest, environments: Path, wheels: Path, index: str
+) -> Frontend:
+    return frontends.make_frontend(request.param, environments, wheels, index)

@@ -13,13 +13,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from projects import make_project
+from support import LIMIT, held_elsewhere, is_free, wait_until, waiters
+
+from source_tree_lock import source_tree_lock
 
 ROOT = Path(__file__).parents[2]
 #: What pip installs for each frontend. PDM's own pins: its ranges admit versions that do not fit.
@@ -212,3 +216,34 @@ def make_checkout(directory: Path, backend: str = "setuptools.build_meta") -> Pa
     tree = make_project(directory, backend)
     (tree / "tox.ini").write_text("[testenv]\npackage = wheel\ncommands = python -c pass\n")
     return tree
+
+
+def lock_file_of(tree: Path) -> Path:
+    return Path(source_tree_lock(tree).lock_file)
+
+
+def is_awaited(tree: Path, by: int = 1) -> bool:
+    """Whether so many processes wait for a tree."""
+    return lock_file_of(tree).exists() and len(waiters(lock_file_of(tree))) >= by
+
+
+def seconds_after_ctrl_c(
+    start: Callable[[], subprocess.Popen[str]],
+    tree: Path,
+    send: Callable[[int, int], None] = os.killpg,
+) -> float:
+    """How long what waits for `tree` lives on after Ctrl-C; the holder goes on undisturbed."""
+    with held_elsewhere(tree) as holder:
+        process = start()
+        wait_until(lambda: is_awaited(tree))
+        pressed = time.monotonic()
+        send(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=LIMIT)
+        took = time.monotonic() - pressed
+        assert process.returncode != 0, output
+        wait_until(lambda: not is_awaited(tree))
+        assert not is_free(lock_file_of(tree))
+        holder.say()
+        holder.expect("released")
+    assert not list(tree.glob("**/*.egg-info"))
+    return took

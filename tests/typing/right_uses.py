@@ -223,10 +223,29 @@ def runs_as_pip_does(
 ) -> None: ...
 
 
+class RunsAsPdmDoes:
+    """Its runner is a method, and takes paths."""
+
+    def run(
+        self,
+        cmd: list[str],
+        cwd: str | os.PathLike[str] | None = None,
+        extra_environ: dict[str, str] | None = None,
+    ) -> None: ...
+
+
+def runs_and_returns(
+    command: tuple[str, ...], directory: str, environment: Mapping[str, str]
+) -> int:
+    return 0
+
+
 def runners(project: str) -> None:
     runner: SubprocessRunner = locked_runner()
     around: SubprocessRunner = locked_runner(quiet_subprocess_runner)
     locked_runner(runs_as_pip_does)
+    locked_runner(RunsAsPdmDoes().run)
+    locked_runner(runs_and_returns)
     twice: SubprocessRunner = locked_runner(locked_runner(default_subprocess_runner))
     BuildBackendHookCaller(project, "setuptools.build_meta", runner=runner)
     ProjectBuilder(project, runner=around)
@@ -246,6 +265,7 @@ def any_hooks(
     assert_type(locked_hooks(caller).build_wheel("dist"), str)
     assert_type(locked_hooks(frontend, "tree"), pyproject_api.SubprocessFrontend)
     assert_type(locked_hooks(backend, timeout=5, on_wait=tell), ModuleType)
+    locked_hooks(caller, also=["build_app"])
     locked_hooks(caller, Path("tree"), when=lambda tree: True, lock_dir="locks", digest=name_of)
 
 

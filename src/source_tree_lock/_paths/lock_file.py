@@ -163,7 +163,7 @@ def open_lock_file(place: Place) -> KernelLock:
     # Whoever deletes and makes it over and over may win this race a few times.
     for _ in range(RESTARTS):
         try:
-            lock = _open_existing(place.path)
+            return _open_existing(place.path)
         except FileNotFoundError:
             pass
         except BlockingIOError:
@@ -171,8 +171,6 @@ def open_lock_file(place: Place) -> KernelLock:
         except OSError as error:
             # That there is a file is known from the error, or there is no way to know.
             raise _unavailable(place, error, may_be_there=error.errno not in _NOT_THERE) from error
-        else:
-            return lock
         try:
             _create(place.path)
         except FileExistsError:

@@ -1,0 +1,81 @@
+"""A copy of the library below another package, made by `vendoring`, the tool of pip itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from plugins.frontends import make_environment
+from support import LIMIT, held_elsewhere
+
+pytestmark = [pytest.mark.once, pytest.mark.timeout(600)]
+SETTINGS = """\
+[tool.vendoring]
+destination = "frontend/_vendor/"
+requirements = "vendor.txt"
+namespace = "frontend._vendor"
+protected-files = ["__init__.py"]
+
+[tool.vendoring.transformations]
+drop = ["*.dist-info", "bin/", "source_tree_lock/plugins"]
+"""
+#: No package of the environment is there. Arguments: the directory of the frontend; the tree.
+LOCK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from frontend._vendor.source_tree_lock import LockTimeout, source_tree_lock
+from frontend._vendor.source_tree_lock.adapters import is_setuptools, locked_runner
+assert is_setuptools(sys.argv[2])
+try:
+    locked_runner(timeout=0)([sys.executable, "-c", "print('built')"], sys.argv[2])
+except LockTimeout as error:
+    print(error)
+ours = {"source_tree_lock", "portalocker", "typing_extensions", "tomli"}
+assert not ours & {name.partition(".")[0] for name in sys.modules}
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="on 3.10 tomli is vendored too")
+def test_a_vendored_copy_needs_nothing_beside_itself(
+    environments: Path, wheels: Path, tmp_path: Path, tree: Path
+) -> None:
+    python = make_environment(environments / "vendoring", "vendoring")
+    vendor = tmp_path / "frontend" / "_vendor"
+    vendor.mkdir(parents=True)
+    for package in (vendor.parent, vendor):
+        (package / "__init__.py").touch()
+    (tmp_path / "pyproject.toml").write_text(SETTINGS)
+    (tmp_path / "vendor.txt").write_text("source-tree-lock\nportalocker\n")
+    links = f"{wheels / 'own'} {os.environ.get('PIP_FIND_LINKS', '')}"
+    subprocess.run(
+        [python.parent / "vendoring", "sync"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+            "PIP_FIND_LINKS": links,
+        },
+        check=True,
+        timeout=LIMIT,
+    )
+    for copy in ("source_tree_lock", "portalocker"):
+        files = list((vendor / copy).rglob("*.py"))
+        text = b"".join(file.read_bytes() for file in files)
+        lines = text.count(b"\n")
+        print(f"{copy}: {len(files)} files, {lines} lines, {len(text) / 1024:.0f} kB")
+
+    def run() -> str:
+        return subprocess.run(
+            [sys.executable, "-I", "-S", "-c", LOCK, tmp_path, tree],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=LIMIT,
+        ).stdout
+
+    assert run() == "built\n"
+    with held_elsewhere(tree) as holder:
+        assert f"(pid {holder.pid})" in run()
