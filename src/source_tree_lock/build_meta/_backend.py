@@ -9,7 +9,6 @@ from contextlib import suppress
 
 from .._hook_names import HOOK_NAMES
 from .._lock import source_tree_lock
-from ..errors import SourceTreeLockError
 from ._cleaning import cleaned
 
 TYPE_CHECKING = False
@@ -28,9 +27,13 @@ def _locked(name: str) -> Callable[..., Any]:
         try:
             with source_tree_lock(on_wait=_tell), cleaned(name):
                 return getattr(super(_Backend, self), name)(*args, **kwargs)
-        except SourceTreeLockError as error:
-            # As setuptools ends a build that cannot be: frontends show this line, and no traceback.
-            raise SystemExit(f"source-tree-lock: {error}") from error
+        except Exception as error:
+            from ..errors import SourceTreeLockError  # which a hook that gets in does not need
+
+            if isinstance(error, SourceTreeLockError):
+                # As setuptools ends a build that cannot be: frontends show a line, no traceback.
+                raise SystemExit(f"source-tree-lock: {error}") from error
+            raise
 
     return hook
 
