@@ -24,8 +24,16 @@ _setuptools: Final[Any] = importlib.import_module("setuptools.build_meta")  # it
 def _locked(name: str) -> Callable[..., Any]:
     @functools.wraps(getattr(_setuptools._BuildMetaBackend, name))
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with source_tree_lock(on_wait=_tell), cleaned(name):
-            return getattr(super(_Backend, self), name)(*args, **kwargs)
+        try:
+            with source_tree_lock(on_wait=_tell), cleaned(name):
+                return getattr(super(_Backend, self), name)(*args, **kwargs)
+        except Exception as error:
+            from ..errors import SourceTreeLockError  # which a hook that gets in does not need
+
+            if isinstance(error, SourceTreeLockError):
+                # As setuptools ends a build that cannot be: frontends show a line, no traceback.
+                raise SystemExit(f"source-tree-lock: {error}") from error
+            raise
 
     return hook
 
