@@ -25,7 +25,8 @@ def _locked(name: str) -> Callable[..., Any]:
     @functools.wraps(getattr(_setuptools._BuildMetaBackend, name))
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
         with source_tree_lock(on_wait=_tell), cleaned(name):
-            return getattr(super(_Backend, self), name)(*args, **kwargs)
+            parent = super(_Backend, self)  # pyright: ignore[reportUnknownVariableType]
+            return getattr(parent, name)(*args, **kwargs)  # pyright: ignore[reportUnknownArgumentType]
 
     return hook
 
