@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from .._hook_names import HOOK_NAMES
 from .._lock import source_tree_lock
+from ..errors import SourceTreeLockError
 from ._cleaning import cleaned
 
 TYPE_CHECKING = False
@@ -26,14 +27,11 @@ def _locked(name: str) -> Callable[..., Any]:
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             with source_tree_lock(on_wait=_tell), cleaned(name):
-                return getattr(super(_Backend, self), name)(*args, **kwargs)
-        except Exception as error:
-            from ..errors import SourceTreeLockError  # which a hook that gets in does not need
-
-            if isinstance(error, SourceTreeLockError):
-                # As setuptools ends a build that cannot be: frontends show a line, no traceback.
-                raise SystemExit(f"source-tree-lock: {error}") from error
-            raise
+                parent = super(_Backend, self)  # pyright: ignore[reportUnknownVariableType]
+                return getattr(parent, name)(*args, **kwargs)  # pyright: ignore[reportUnknownArgumentType]
+        except SourceTreeLockError as error:
+            # As setuptools ends a build that cannot be: frontends show a line, no traceback.
+            raise SystemExit(f"source-tree-lock: {error}") from error
 
     return hook
 
