@@ -588,6 +588,27 @@ def test_a_copy_of_a_lock_is_another_lock_of_its_tree(
     assert not is_taken(tree)
 
 
+def test_a_hold_that_a_collection_ends_while_it_is_entered_again_lets_nobody_in(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    """The collector may run between any two steps, in this thread or another."""
+    dropped = source_tree_lock(tree)
+    dropped.acquire()
+    stands_for = Owner.stands_for
+
+    def then_it_ends(self: Owner, other: Owner) -> bool:
+        monkeypatch.undo()
+        stands = stands_for(self, other)
+        dropped.release()  # as `__del__` does
+        return stands
+
+    monkeypatch.setattr(Owner, "stands_for", then_it_ends)
+    with source_tree_lock(tree, timeout=0) as lock:
+        assert lock.locked()
+        assert is_taken(tree)
+    assert not is_taken(tree)
+
+
 @pytest.mark.parametrize("at", [1, 2])
 def test_what_interrupts_a_release_is_not_let_in(
     tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object, at: int

@@ -137,6 +137,10 @@ class Entry:
         with guard:
             hold.owner = self.owner
             hold.entries.append(self)
+        if not self.lasts():  # a lock that nobody has any more was collected, and has ended it
+            self.leave()
+            self.hold = None
+            return False
         self.locks.close()
         return True
 

@@ -111,7 +111,8 @@ class SourceTreeLock:
 
     def __del__(self) -> None:
         entries = getattr(self, "_entries", ())
-        if any(map(Entry.lasts, entries)):
+        # No global name: at the end of the interpreter they may be gone.
+        if any([entry.lasts() for entry in entries]):
             for entry in entries:
                 entry.leave()
             warn_of_dropped(self._path)

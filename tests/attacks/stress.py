@@ -174,6 +174,8 @@ class Worker(threading.Thread):
         """Leave it to the garbage collector to release, in whichever thread it runs."""
         lock = source_tree_lock(self.dropped, timeout=LIMIT)
         lock.acquire()
+        assert lock.locked()
+        assert not is_free(self.dropped)
         circle: list[object] = [lock]
         circle.append(circle)
         if self.random.random() < _SELDOM:

@@ -224,6 +224,7 @@ def test_a_forked_child_lives_while_the_tree_its_parent_waited_for_is_taken_by_a
         os.kill(pid, 9)
 
 
+@pytest.mark.timeout(600)
 def test_forks_from_one_thread_while_others_enter_leave_and_wait(
     crew: Crew, tree: Path, tmp_path: Path, long_run: bool
 ) -> None:
@@ -268,9 +269,7 @@ def test_forks_from_one_thread_while_others_enter_leave_and_wait(
                         os._exit(0)
                 finally:
                     os._exit(4)
-            status = os.waitpid(child, 0)[1]
-            if status:
-                failures.append(f"child {number}: status {status}")
+            tell("child", number, "ended with", os.waitpid(child, 0)[1])
         ended.set()
         for thread in threads:
             thread.join(50)
@@ -278,7 +277,10 @@ def test_forks_from_one_thread_while_others_enter_leave_and_wait(
                 failures.append("a thread hangs")
         tell(failures)
     """
-    member = crew.start(script, tmp_path, 1000 if long_run else 100)
+    forks = 1000 if long_run else 50
+    member = crew.start(script, tmp_path, forks)
+    for number in range(forks):  # a child may wait for long: with the GIL off, threads are quick
+        member.expect(f"child {number} ended with 0")
     member.expect("[]")
 
 
