@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 from holder.crowd import flock_1, linux_only
+from in_line import line_of
 from support import LIMIT, Child, held_elsewhere, is_free, wait_until
 from ways import WAYS
 
@@ -33,46 +34,57 @@ def a_waiting_thread(tree: Path, told: list[Wait]) -> threading.Thread:
     return threading.Thread(target=wait)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("timeout", [None, LIMIT], ids=["for ever", "bounded"])
-def test_a_wait_is_told_of_once(
-    tree: Path, timeout: float | None, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("temp_dir_of_holder", ["temp", "."])
+def test_whom_it_waits_for_is_told_once_and_logged_once(
+    asynchronous: bool,
+    timeout: float | None,
+    temp_dir_of_holder: str,
+    tree: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.DEBUG, "source_tree_lock")
-    told: list[Wait] = []
-    with held_elsewhere(tree) as child:
-
-        def let_go(wait: Wait) -> None:
-            told.append(wait)
-            child.say()
-
-        with source_tree_lock(tree, timeout=timeout, on_wait=let_go):
-            pass
-    infos = [record for record in caplog.records if record.levelno >= logging.INFO]
-    assert len(told) == len(infos) == 1
-    assert infos[0].name == "source_tree_lock"
-    assert infos[0].levelno == logging.INFO
-    text = infos[0].getMessage()
-    assert str(tree) in text
-    if os.name == "posix":
-        assert told[0].holder is not None
-        assert f"(pid {child.pid})" in text
-
-
-def test_an_async_wait_is_told_of_once(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "source_tree_lock")
     told: list[Wait] = []
 
-    async def enter(child: Child) -> None:
-        def let_go(wait: Wait) -> None:
-            told.append(wait)
-            child.say()
+    with held_elsewhere(tree, environ={"TMPDIR": str(tmp_path / temp_dir_of_holder)}) as holder:
 
-        async with source_tree_lock(tree, on_wait=let_go):
-            pass
+        def on_wait(who: Wait) -> None:
+            told.append(who)
+            threading.Timer(0.1, holder.say).start()
 
-    with held_elsewhere(tree) as child:
-        asyncio.run(enter(child))
-    assert len(told) == len(caplog.records) == 1
+        lock = source_tree_lock(tree, timeout=timeout, on_wait=on_wait)
+
+        async def main() -> None:
+            async with lock, lock:
+                pass
+
+        if asynchronous:
+            asyncio.run(main())
+        else:
+            with lock, lock:
+                pass
+        [who] = told
+        assert who.holder is not None
+        assert who.holder.pid == holder.pid
+        [record] = [each for each in caplog.records if each.name == "source_tree_lock"]
+        assert record.levelno == logging.INFO
+        assert str(tree) in record.getMessage()
+        assert str(holder.pid) in record.getMessage()
+
+
+def test_an_error_in_on_wait_ends_the_wait_and_leaves_nothing_locked(
+    tree: Path, no_leaks: object
+) -> None:
+    def on_wait(holder: Wait) -> None:
+        raise ZeroDivisionError
+
+    with held_elsewhere(tree):
+        for timeout in (None, LIMIT):
+            with pytest.raises(ZeroDivisionError):
+                source_tree_lock(tree, timeout=timeout, on_wait=on_wait).acquire()
+        assert line_of(source_tree_lock(tree).lock_file) is None
 
 
 @linux_only

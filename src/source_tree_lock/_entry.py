@@ -76,7 +76,7 @@ class Entry:
         self.hold: Hold | None = None
         self.locks: Locks = Locks()
         self.waiting: Waiting | None = None
-        self.may_be_below_holder = True
+        self.may_be_below_holder: bool = True
         self._forks: int = forks()
 
     # Getting in

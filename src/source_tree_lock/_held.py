@@ -88,14 +88,14 @@ class Hold:
         file: KernelLock | None,
         handover: Handover | None = None,
     ) -> None:
-        self.owner = owner
-        self.tree = tree
-        self.lock_file = lock_file
-        self.file = file
-        self.handover = handover
+        self.owner: Owner = owner
+        self.tree: Tree = tree
+        self.lock_file: str = lock_file
+        self.file: KernelLock | None = file
+        self.handover: Handover | None = handover
         self.entries: list[object] = []
-        self.is_ending = False
-        self.token = ""
+        self.is_ending: bool = False
+        self.token: str = ""
         self.unwritten: OSError | None = None
         self._record = b""
 

@@ -152,9 +152,9 @@ class KernelLock:
     __slots__ = ("__weakref__", "_descriptor", "held", "path", "writable")
 
     def __init__(self, path: str) -> None:
-        self.path = path
-        self.held = False
-        self.writable = False
+        self.path: str = path
+        self.held: bool = False
+        self.writable: bool = False
         self._descriptor = _Descriptor()
 
     @property

@@ -42,7 +42,7 @@ class Locks:
         self.place: Place | None = None
         self.file: KernelLock | None = None
         self.blocked_by: KernelLock | None = None
-        self.is_under_uv = False
+        self.is_under_uv: bool = False
         self._nobody_has_file: NoPlace | None = None
 
     def open_tree(self, path: AnyPath) -> Tree:

@@ -91,7 +91,8 @@ def is_main_interpreter() -> bool:
         import _xxsubinterpreters as interpreters  # type: ignore[import-not-found] # before 3.12
     except (ImportError, OSError):
         return True  # another Python, which has no others; or no descriptor is free
-    return bool(interpreters.get_current() == interpreters.get_main())
+    known: Any = interpreters  # it has no types
+    return bool(known.get_current() == known.get_main())
 
 
 def pause(seconds: float) -> None:

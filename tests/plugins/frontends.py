@@ -114,8 +114,12 @@ class Frontend:
     def environ(self, directory: Path) -> dict[str, str]:
         """What keeps it offline and away from the caches and settings of whoever runs it."""
         home = directory / "home"
+        # In an active environment PDM and Poetry make none: they install there.
+        inherited = {
+            name: os.environ[name] for name in {*os.environ} - {"VIRTUAL_ENV", "CONDA_PREFIX"}
+        }
         return {
-            **os.environ,
+            **inherited,
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
             **{name: str(home) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")},
             **dict.fromkeys(("PIP_NO_INDEX", "UV_NO_INDEX", "UV_OFFLINE"), "1"),

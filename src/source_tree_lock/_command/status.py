@@ -88,7 +88,7 @@ def _working_directory(pid: int) -> str | None:
 
 def _inodes_of(lock: SourceTreeLock) -> list[Identity]:
     """Of the tree and of the lock file."""
-    inodes = []
+    inodes: list[Identity] = []
     for path in (lock.tree, lock.lock_file):
         try:
             found = os.lstat(path)

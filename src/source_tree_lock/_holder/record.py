@@ -172,7 +172,7 @@ _FIELDS: Final[dict[str, Callable[[object], bool]]] = {
 
 def _parse(data: bytes) -> Record | None:
     try:
-        found = parse_json(data)
+        found: dict[str, Any] = parse_json(data)
     except (ValueError, RecursionError):
         return None
     if not isinstance(found, dict):

@@ -59,8 +59,8 @@ class Place:
     __slots__ = ("is_named", "path")
 
     def __init__(self, path: str, *, is_named: bool) -> None:
-        self.path = path
-        self.is_named = is_named
+        self.path: str = path
+        self.is_named: bool = is_named
 
 
 def place_of(tree: str, digest: Digest, lock_dir: AnyPath | None) -> Place:

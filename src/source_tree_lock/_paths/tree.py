@@ -26,10 +26,10 @@ class Tree:
     __slots__ = ("_is_closed", "given", "identity", "lock", "path")
 
     def __init__(self, given: str, path: str, identity: Identity, lock: KernelLock | None) -> None:
-        self.given = given
-        self.path = path
-        self.identity = identity
-        self.lock = lock
+        self.given: str = given
+        self.path: str = path
+        self.identity: Identity = identity
+        self.lock: KernelLock | None = lock
         self._is_closed = False
 
     def is_current(self) -> bool:

@@ -26,8 +26,8 @@ from ..adapters.rule import load_toml
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import Any, Final
+    from collections.abc import Generator, Iterator
+    from typing import Final
 
 #: Stands in ``build`` where a build has finished, and is removed before the next one writes. A mark
 #: of unfinished ones would be seen by their setup.py, and counted among the project's files.
@@ -40,7 +40,7 @@ _TEMPORARY_NAME: Final = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
 @contextmanager
-def cleaned(hook: str) -> Iterator[None]:
+def cleaned(hook: str) -> Generator[None, None, None]:
     """Clean the working directory up for a hook, and mark it if the hook has built there.
 
     This process has to hold the tree.
@@ -89,7 +89,7 @@ def cleaned(hook: str) -> Iterator[None]:
 
 
 @contextmanager
-def _left_to_setuptools() -> Iterator[None]:
+def _left_to_setuptools() -> Generator[None, None, None]:
     try:
         yield
     except Exception as error:
@@ -149,11 +149,12 @@ def _is_project(directory: str) -> bool:
 def _build_base() -> str:
     """The directory in the tree that the project's configuration has setuptools build in.
 
-    One outside is not cleaned: other trees, with locks of their own, may build there.
+    One outside is not cleaned: other trees, with locks of their own, may build there. Nor is one
+    that only a ``setup.py`` names, which has not run yet.
     """
     config = RawConfigParser()
     config.read(["setup.cfg", os.environ.get(_EXTRA_CONFIG, "")], encoding="utf-8")
-    options: dict[str, Any] = dict(config["build"]) if config.has_section("build") else {}
+    options: dict[str, str] = dict(config["build"]) if config.has_section("build") else {}
     with suppress(OSError, KeyError), open("pyproject.toml", "rb") as file:
         table = load_toml(file.read())
         # Else setuptools passes it over.
@@ -247,7 +248,7 @@ def _forcing(command: str) -> str:
 
 
 @contextmanager
-def _read_by_setuptools(config: str | None) -> Iterator[None]:
+def _read_by_setuptools(config: str | None) -> Generator[None, None, None]:
     """Have setuptools read this file, if there is one, and remove it afterwards."""
     if config is None:
         yield

@@ -13,9 +13,14 @@ if TYPE_CHECKING:
 
     from .. import Wait
 
+#: PDM itself, which has the terminal.
+_core: Any
 
-def lock_builds(_: object) -> None:
+
+def lock_builds(core: object) -> None:
     """Lock what PDM builds; it calls this with its core when it starts."""
+    global _core
+    _core = core
     replace("pdm", "pdm.builders.base:EnvBuilder", "subprocess_runner", _locked)
 
 
@@ -23,19 +28,20 @@ def _locked(run: Callable[..., None]) -> Callable[..., None]:
     """The method through which PDM runs every hook, under the lock."""
 
     def subprocess_runner(
-        builder: Any,
+        builder: object,
         cmd: Sequence[str],
         cwd: str | None = None,
         extra_environ: Mapping[str, str] | None = None,
     ) -> None:
         from ..adapters import locked_runner
 
-        def tell(wait: Wait) -> None:
-            builder._env.project.core.ui.info(str(wait).replace("[", r"\["))  # no markup
-
         run_locked = locked_runner(
-            functools.partial(run, builder), on_wait=tell, while_waiting=stop_if_interrupted
+            functools.partial(run, builder), on_wait=_tell, while_waiting=stop_if_interrupted
         )
         run_locked(cmd, cwd, extra_environ)
 
     return subprocess_runner
+
+
+def _tell(wait: Wait) -> None:
+    _core.ui.info(str(wait).replace("[", r"\["))  # no markup

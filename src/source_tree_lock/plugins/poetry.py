@@ -1,10 +1,6 @@
 """Poetry: every hook that it runs is under the lock of its source tree."""
-# pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUntypedBaseClass=false
 
 from __future__ import annotations
-
-from cleo.events.console_events import COMMAND
-from poetry.plugins.application_plugin import ApplicationPlugin
 
 from ._shared import replace, stop_if_interrupted
 
@@ -13,6 +9,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .. import Wait
+
+    COMMAND: str
+    ApplicationPlugin = object
+else:
+    from cleo.events.console_events import COMMAND
+    from poetry.plugins.application_plugin import ApplicationPlugin
 
 #: Where the running command writes to.
 _io: Any

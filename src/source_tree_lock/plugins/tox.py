@@ -82,20 +82,25 @@ class _Locking(Executor):
     ) -> tuple[LocalSubProcessExecuteInstance, ExecuteStatus]:
         """Start the backend, unless it runs; meanwhile another thread watches the wait."""
         over = threading.Event()
-        if self._locks and self._local_execute is None:
+        if self._locks and self._running() is None:
             threading.Thread(target=self._watch, args=(over,), daemon=True).start()
         try:
             return super().local_execute(options)
         finally:
             over.set()
 
+    def _running(self) -> tuple[LocalSubProcessExecuteInstance, ExecuteStatus] | None:
+        """The backend, if it runs. Where tox does not tell, it is locked and nothing is said."""
+        return getattr(self, "_local_execute", None)
+
     def _watch(self, over: threading.Event) -> None:
         """Until the backend has started: pass on who holds the tree, and end it on Ctrl-C."""
         said, told = b"", False
         while not over.wait(_LOOK_EVERY):
-            if self._local_execute is None:
+            running = self._running()
+            if running is None:
                 continue
-            instance, status = self._local_execute
+            instance, status = running
             if is_interrupted() and instance.process is not None:
                 instance.process.terminate()
                 return
