@@ -162,10 +162,8 @@ def drawn(lines: tuple[str, ...], name: str) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        tree = Path(directory) / "project"
-        tree.mkdir()
-        frames = record(tree)
+    with tempfile.TemporaryDirectory(prefix="project-") as directory:
+        frames = record(Path(directory))
     # A letter that was typed, or half a screen, is no frame of its own.
     kept = [
         frame

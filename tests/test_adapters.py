@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from build import BuildBackendException, ProjectBuilder
@@ -22,9 +23,25 @@ from pyproject_hooks import (
     default_subprocess_runner,
     quiet_subprocess_runner,
 )
-from support import ALIVE, LIMIT, Child, held_elsewhere, is_free, write_project
+from support import (
+    ALIVE,
+    LIMIT,
+    Child,
+    held_elsewhere,
+    is_free,
+    wait_until,
+    waiters,
+    write_project,
+)
+from ways import WAYS
 
-from source_tree_lock import LockTimeout, source_tree_lock
+from source_tree_lock import (
+    LockTimeout,
+    LockUnavailable,
+    SourceTreeLockError,
+    Wait,
+    source_tree_lock,
+)
 from source_tree_lock._handover import VARIABLE
 from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
 
@@ -115,7 +132,7 @@ def through_project_wheel_metadata(tree: Path, out: Path, runner: Runner) -> set
     return {"dist_info"}
 
 
-WAYS = [
+THROUGH = [
     through_constructor,
     through_context_manager,
     through_project_builder,
@@ -126,7 +143,7 @@ WAYS = [
 
 @pytest.mark.parametrize(
     ("way", "wrapped"),
-    [(way, None) for way in WAYS] + [(through_constructor, quiet_subprocess_runner)],
+    [(way, None) for way in THROUGH] + [(through_constructor, quiet_subprocess_runner)],
     ids=lambda each: getattr(each, "__name__", "bare"),
 )
 def test_every_hook_runs_under_the_lock(
@@ -217,20 +234,126 @@ def test_a_timeout_is_in_the_error_that_build_makes_of_it(tree: Path, tmp_path: 
 
 def test_lock_options_are_those_of_the_lock(tree: Path, tmp_path: Path) -> None:
     write_project(tree)
-    waits: list[object] = []
-    run = locked_runner(timeout=0.5, on_wait=waits.append)
     with held_elsewhere(tree), pytest.raises(LockTimeout):
-        run(["x"], str(tree))
-    assert len(waits) == 1
-    hooks = locked_hooks(caller(tree), timeout=0.5, on_wait=waits.append)
+        locked_runner(timeout=0.1)(["x"], str(tree))
     with held_elsewhere(tree), pytest.raises(LockTimeout):
-        hooks.build_wheel(str(tmp_path))
-    assert len(waits) == 2
+        locked_hooks(caller(tree), timeout=0.1).build_wheel(str(tmp_path))
     elsewhere = tmp_path / "elsewhere"
     locked_runner(lambda *_, **__: None, lock_dir=elsewhere, digest=lambda _: "name")(
         ["x"], str(tree)
     )
     assert [path.name for path in elsewhere.iterdir()] == ["uv-setuptools-name.lock"]
+
+
+either = pytest.mark.parametrize("adapter", ["locked_runner", "locked_hooks"])
+
+
+@either
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING], ids=logging.getLevelName)
+def test_all_that_the_library_says_goes_where_one_argument_says(
+    adapter: str, level: int, tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whom a wait is for, and a warning, such as that of a lock directory of everybody's."""
+    caplog.set_level(level, "source_tree_lock")
+    lock_dir = tmp_path / "everybody's"
+    lock_dir.mkdir()
+    lock_dir.chmod(0o777)
+    said: list[str] = []
+    told: list[Wait] = []
+
+    with held_elsewhere(tree, environ={"SOURCE_TREE_LOCK_DIR": str(lock_dir)}) as holder:
+
+        def tell(wait: Wait) -> None:
+            told.append(wait)
+            holder.say()
+
+        WAYS[adapter](tree, lambda: None, lock_dir=lock_dir, say=said.append, on_wait=tell)
+        warning, wait = sorted(said, key=lambda each: each.startswith("waiting for "))
+        assert str(lock_dir) in warning
+        assert wait == str(told[0])
+        assert f"(pid {holder.pid})" in wait
+        assert len(told) == 1
+    assert caplog.records == []
+    # Afterwards, and of others, the log hears as before.
+    logging.getLogger("source_tree_lock").warning("of others")
+    assert [each.getMessage() for each in caplog.records] == ["of others"]
+
+
+@either
+def test_a_circle_that_a_thread_of_its_own_finds_is_said_there_too(
+    adapter: str, tree: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    crosses = """
+        from source_tree_lock import source_tree_lock
+        with source_tree_lock(sys.argv[1]):
+            tell("held")
+            heard()
+            source_tree_lock(sys.argv[2]).acquire()
+    """
+    if not os.path.exists("/proc/locks"):
+        pytest.skip("asks /proc/locks who waits for whom")
+
+    said: list[str] = []
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if "may never end" in sentence:
+            child.kill()
+
+    with source_tree_lock(other), Child(crosses, tree, other) as child:
+        child.expect("held")
+        child.say()
+        wait_until(lambda: bool(waiters(source_tree_lock(other).lock_file)))
+        WAYS[adapter](tree, lambda: None, say=say)
+    assert len(said) == 2
+    assert f"(pid {child.pid}) holds '{tree}' and waits for '{other}'" in said[1]
+
+
+class HookError(Exception):
+    """What a hook, or what runs it, may raise; it may well be an OSError too."""
+
+
+@either
+@pytest.mark.parametrize("error", [HookError(), FileNotFoundError(2, "no such command", "cc")])
+def test_an_error_before_the_hook_has_run_is_told_apart_from_the_hook_s(
+    adapter: str, error: Exception, tree: Path, tmp_path: Path
+) -> None:
+    """By its class: a frontend need not know whether the hook has run."""
+    ran: list[bool] = []
+
+    def hook() -> None:
+        ran.append(True)
+        raise error
+
+    def outcome(**options: Any) -> BaseException:
+        with pytest.raises(Exception) as caught:  # noqa: PT011 (which one is the question)
+            WAYS[adapter](tree, hook, **options)
+        return caught.value
+
+    no_directory = tmp_path / "a file"
+    no_directory.touch()
+    unavailable = outcome(lock_dir=no_directory)
+    assert isinstance(unavailable, LockUnavailable)
+    with held_elsewhere(tree):
+        assert isinstance(outcome(timeout=0), LockTimeout)
+    assert ran == []
+    assert outcome() is error
+    assert ran == [True]
+    assert not isinstance(error, SourceTreeLockError)
+
+
+def test_build_s_error_names_the_one_before_the_hook(tree: Path, tmp_path: Path) -> None:
+    write_project(tree, "raise SystemExit('it cannot be built')")
+    no_directory = tmp_path / "a file"
+    no_directory.touch()
+    kinds = []
+    for runner in (locked_runner(lock_dir=no_directory), locked_runner()):
+        with pytest.raises(BuildBackendException) as caught:
+            ProjectBuilder(tree, runner=runner).build("wheel", tmp_path / "out")
+        kinds.append(type(caught.value.exception))
+    assert kinds == [LockUnavailable, subprocess.CalledProcessError]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -114,6 +115,57 @@ def test_the_async_frontend_ends_what_it_started(tmp_path: Path, what: str) -> N
     for tree in slow:
         assert is_free(tree / "alive")
         assert is_free(lock_file_of(tree))
+
+
+# What a frontend does during a wait
+
+
+def test_a_frontend_cancels_its_wait_and_the_holder_stays(tree: Path) -> None:
+    with held_elsewhere(tree) as holder:
+        process = example("waits.py", "cancel", tree)
+        wait_until(lambda: waiters(lock_file_of(tree)) != [])
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=LIMIT)
+        assert output == "cancelled\n"
+        assert process.returncode == 1
+        assert not is_free(lock_file_of(tree))
+        holder.say()
+        holder.expect("released")
+
+
+@pytest.mark.parametrize(
+    ("what", "shown"),
+    [("spinner", r"\| waiting for .*\r/ waiting .*\r- waiting "), ("elapsed", "waiting 1 s for ")],
+)
+def test_a_frontend_shows_a_spinner_or_the_time_of_its_wait(
+    what: str, shown: str, tree: Path
+) -> None:
+    with held_elsewhere(tree) as holder:
+        process = subprocess.Popen(
+            [sys.executable, EXAMPLES / "waits.py", what, str(tree)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = ""
+        while re.search(shown, said) is None:
+            chunk = os.read(process.stderr.fileno(), 4096)
+            assert chunk, said
+            said += chunk.decode()
+        assert f"(pid {holder.pid}) to leave" in said
+        holder.say()
+        assert process.communicate(timeout=LIMIT)[0] == b"built\n"
+        assert process.returncode == 0
+
+
+def test_a_frontend_limits_the_time_of_all_its_waits(tree: Path) -> None:
+    with held_elsewhere(tree) as holder:
+        output, _ = (process := example("waits.py", "limit", tree)).communicate(timeout=LIMIT)
+        [line] = output.splitlines()
+        assert process.returncode == 1
+        assert line.startswith("gave up waiting ")
+        assert f"(pid {holder.pid})" in line
 
 
 # Projects

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import LIMIT, Child, held_elsewhere, is_free, wait_until_blocked
+from ways import KINDS, script
 
 from source_tree_lock import source_tree_lock
 
@@ -230,31 +231,22 @@ def test_a_child_may_enter_inside_the_with_that_it_inherited(tree: Path, lock_fi
         assert parent.end() == 0
 
 
-WAITS_IN_THREADS = {
-    "plain, for ever": "source_tree_lock(tree).acquire()",
-    "plain, bounded": f"source_tree_lock(tree).acquire(timeout={LIMIT})",
-    "asyncio": "asyncio.run(enter())",
-}
-
-
 @linux_only
-@pytest.mark.parametrize("wait", WAITS_IN_THREADS)
+@pytest.mark.parametrize("wait", KINDS)
 def test_a_child_keeps_nothing_of_the_waits_under_way_in_other_threads(
     wait: str, tree: Path, lock_file: Path
 ) -> None:
-    script = f"""
-        async def enter():
-            async with source_tree_lock(tree):
-                os._exit(0)
-        def wait():
-            {WAITS_IN_THREADS[wait]}
+    around = """
+        def inside():
             os._exit(0)  # the parent got in, and is gone
+        def wait():
+            {}
         threading.Thread(target=wait, daemon=True).start()
         heard()
         fork(live_on)
         threading.Event().wait()
     """
-    with held_elsewhere(tree) as holder, child(script, tree) as parent:
+    with held_elsewhere(tree) as holder, child(script(wait, around), tree) as parent:
         wait_until_blocked(parent.pid)
         parent.say()
         parent.expect("child lives")

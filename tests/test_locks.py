@@ -22,6 +22,7 @@ from support import (
     own_mounts,
     wait_until_blocked,
 )
+from ways import KINDS, script
 
 from source_tree_lock import (
     LockTimeout,
@@ -90,33 +91,13 @@ def test_two_trees_with_one_lock_file_are_not_held_by_one_owner(tree: Path, tmp_
 # Starting over
 
 
-WAITS = {
-    "for ever": "with source_tree_lock(sys.argv[1]): held()",
-    "bounded": f"with source_tree_lock(sys.argv[1], timeout={LIMIT}): held()",
-    "in asyncio": """
-async def main():
-    async with source_tree_lock(sys.argv[1]): held()
-asyncio.run(main())
-""",
-}
-
-
-WAITER = """
-import asyncio, sys
-from source_tree_lock import source_tree_lock
-def held():
-    tell("held")
-    heard()
-"""
-
-
 @linux_only
-@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("wait", KINDS)
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_lock_file_that_was_removed_meanwhile_is_not_believed(
     wait: str, replaced: bool, tree: Path, lock_file: Path
 ) -> None:
-    with held_elsewhere(tree) as holder, Child(WAITER + WAITS[wait], tree) as waiter:
+    with held_elsewhere(tree) as holder, Child(script(wait), tree) as waiter:
         wait_until_blocked(waiter.pid)
         lock_file.unlink()
         if replaced:
@@ -128,11 +109,11 @@ def test_a_lock_file_that_was_removed_meanwhile_is_not_believed(
 
 
 @linux_only
-@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("wait", KINDS)
 def test_a_tree_that_was_replaced_meanwhile_is_locked_anew(
     wait: str, tree: Path, lock_file: Path, tmp_path: Path
 ) -> None:
-    with held_elsewhere(tree) as holder, Child(WAITER + WAITS[wait], tree) as waiter:
+    with held_elsewhere(tree) as holder, Child(script(wait), tree) as waiter:
         wait_until_blocked(waiter.pid)
         tree.rename(tmp_path / "moved")
         tree.mkdir()
@@ -144,13 +125,18 @@ def test_a_tree_that_was_replaced_meanwhile_is_locked_anew(
 
 
 @linux_only
-@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("wait", KINDS)
 def test_a_tree_that_was_removed_meanwhile_is_an_error(
     wait: str, tree: Path, lock_file: Path
 ) -> None:
-    script = WAITER + "try:\n" + WAITS[wait].replace("\n", "\n    ").join(("    ", "\n"))
-    script += "except FileNotFoundError: tell('not found')\nheard()"
-    with held_elsewhere(tree) as holder, Child(script, tree) as waiter:
+    around = """
+        try:
+            {}
+        except FileNotFoundError:
+            tell("not found")
+        heard()
+    """
+    with held_elsewhere(tree) as holder, Child(script(wait, around), tree) as waiter:
         wait_until_blocked(waiter.pid)
         tree.rmdir()
         holder.say()
@@ -461,7 +447,7 @@ def test_a_directory_that_somebody_named_has_to_work(
 
 
 @linux_only
-@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("wait", KINDS)
 def test_a_directory_that_is_removed_during_a_wait_leaves_the_tree(
     wait: str, tree: Path, tmp_path: Path
 ) -> None:
@@ -470,7 +456,7 @@ def test_a_directory_that_is_removed_during_a_wait_leaves_the_tree(
     environ = {"TMPDIR": str(directory)}
     with (
         held_elsewhere(tree, environ=environ) as holder,
-        Child(WAITER + WAITS[wait], tree, environ=environ) as waiter,
+        Child(script(wait), tree, environ=environ) as waiter,
     ):
         wait_until_blocked(waiter.pid)
         shutil.rmtree(directory)

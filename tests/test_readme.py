@@ -168,7 +168,7 @@ def test_the_command_runs_make_and_tells_the_status(project: Path) -> None:
 def test_the_transcript_of_a_hang_is_what_status_prints(project: Path) -> None:
     [transcript] = [each for each in blocks("text") if each.startswith("$ ")]
     words, *expected = transcript.removeprefix("$ ").splitlines()
-    with held_elsewhere(project) as holder:
+    with held_elsewhere(project, cwd=project) as holder:  # a checkout's path may have spaces
         lock_file = source_tree_lock.source_tree_lock(project).lock_file
         wait = [sys.executable, "-m", "source_tree_lock", "run", "--quiet", ".", "--", "true"]
         with subprocess.Popen(wait, cwd=project) as waiter:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import time
 
 from ._held import all_holds, hold_of, was_started_from
-from ._kernel_lock import forgets_in_child, guard, leads_to
+from ._kernel_lock import guard, leads_to
 from ._log import logger
 from ._owner import are_threads_green
 from ._system import start_thread
@@ -178,65 +179,40 @@ def warn_of_circle(tree: Tree, lock_file: str, ours: dict[Identity, str]) -> boo
     return True
 
 
-#: Waits in the kernel's queue, which cannot look by themselves: when to look, how long until the
-#: next look, and at what. Both are changed under `guard` only.
-_watched: dict[Watched, tuple[float, float, Callable[[], bool]]] = {}
-_is_watching = False
-
-
-@forgets_in_child
-def _forget_watched() -> None:
-    global _watched, _is_watching
-    _watched, _is_watching = {}, False
-
-
 class Watched:
-    """Has a daemon thread look for a circle once a wait has lasted long, as a context manager.
+    """Has a daemon thread look for a circle during a wait that cannot look by itself.
+
+    A context manager.
 
     Args:
-        due: when to look, as `time.monotonic` has it; ``None`` for never.
+        due: when to look first, as `time.monotonic` has it; ``None`` for never.
         look: whether it found one; if not, it looks again when the wait is twice as long.
     """
 
-    __slots__ = ("_due", "_look")
+    __slots__ = ("_due", "_look", "_over")
 
     def __init__(self, due: float | None, look: Callable[[], bool]) -> None:
         self._due = due
         self._look = look
+        self._over = _thread.allocate_lock()
 
     def __enter__(self) -> None:
-        global _is_watching
         if self._due is None:
             return
+        self._over.acquire()
         try:
-            with guard:
-                _watched[self] = (self._due, LOOK_AFTER, self._look)
-                if not _is_watching:
-                    _is_watching = True
-                    start_thread(_watch)
+            start_thread(self._watch)
         except RuntimeError:
-            _is_watching = False  # no thread can be started: the wait is no worse for it
+            pass  # no thread can be started: the wait is no worse for it
         except BaseException:
             self.__exit__()
             raise
 
     def __exit__(self, *exc_info: object) -> None:
-        with guard:
-            _watched.pop(self, None)
+        if self._over.locked():
+            self._over.release()
 
-
-def _watch() -> None:
-    global _is_watching
-    while True:
-        with guard:
-            if not _watched:
-                _is_watching = False
-                return
-            watched, (due, pause, look) = min(_watched.items(), key=lambda item: item[1][0])
-            delay = due - time.monotonic()
-            if delay <= 0:
-                _watched[watched] = (due + pause, pause * 2, look)
-        if delay > 0:
-            time.sleep(delay)
-        elif look():
-            watched.__exit__()
+    def _watch(self) -> None:
+        pause = max(0.0, (self._due or 0.0) - time.monotonic())
+        while not self._over.acquire(True, pause) and not self._look():
+            pause = max(LOOK_AFTER, pause * 2)

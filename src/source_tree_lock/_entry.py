@@ -106,7 +106,7 @@ class Entry:
             yield from self.waiting.pauses()
             if self._attempt():
                 return
-        self.request.given_up = self.waiting
+        self.request.given_up = self.waiting or self.request.given_up
 
     def _attempt(self) -> bool:
         """Get in if that is possible without waiting."""
@@ -137,6 +137,10 @@ class Entry:
         with guard:
             hold.owner = self.owner
             hold.entries.append(self)
+        if not self.lasts():  # a lock that nobody has any more was collected, and has ended it
+            self.leave()
+            self.hold = None
+            return False
         self.locks.close()
         return True
 

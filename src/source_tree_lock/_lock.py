@@ -111,7 +111,8 @@ class SourceTreeLock:
 
     def __del__(self) -> None:
         entries = getattr(self, "_entries", ())
-        if any(map(Entry.lasts, entries)):
+        # No global name: at the end of the interpreter they may be gone.
+        if any([entry.lasts() for entry in entries]):
             for entry in entries:
                 entry.leave()
             warn_of_dropped(self._path)
@@ -245,10 +246,7 @@ class SourceTreeLock:
         return decorate(function, self._for_call)
 
     def _for_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SourceTreeLock:
-        if not callable(self._path):
-            return self
-        path = self._path(*args, **kwargs)
-        return SourceTreeLock(check_path(path), self._timeout, self._request)
+        return lock_like(self, self._path(*args, **kwargs)) if callable(self._path) else self
 
     # Looking
 
@@ -332,3 +330,8 @@ class SourceTreeLock:
         if callable(self._path):
             raise TypeError("a path that depends on a call's arguments serves a decorator only")
         return self._path
+
+
+def lock_like(lock: SourceTreeLock, path: AnyPath) -> SourceTreeLock:
+    """A lock like another one, of a tree; for both, a loop of short attempts is one wait."""
+    return SourceTreeLock(check_path(path), lock._timeout, lock._request)

@@ -51,27 +51,22 @@ class Wait:
 
 def _end_of(text: str, columns: int) -> str:
     """As much of the end of a text as fits, after a mark for the rest."""
-    widths = _widths(text)
-    if sum(widths) <= columns:
+    if sum(map(_width, text)) <= columns:
         return text
     start, room = len(text), columns - 1
-    while start and widths[start - 1] <= room:
+    while (room := room - _width(text[start - 1])) >= 0:
         start -= 1
-        room -= widths[start]
-    while start < len(text) and widths[start] == 0:
+    while _width(text[start : start + 1]) == 0:
         start += 1  # it would combine with the mark
     return "…" + text[start:]
 
 
-def _widths(text: str) -> list[int]:
-    """How many columns of a terminal each letter takes."""
-    if text.isascii():
-        return [1] * len(text)
+def _width(letter: str) -> int:
+    """How many columns of a terminal a letter takes."""
+    if letter.isascii():
+        return 1
     import unicodedata
 
-    return [
-        0
-        if unicodedata.category(letter) in ("Mn", "Me")
-        else 1 + (unicodedata.east_asian_width(letter) in "WF")
-        for letter in text
-    ]
+    if unicodedata.category(letter) in ("Mn", "Me"):
+        return 0
+    return 1 + (unicodedata.east_asian_width(letter) in "WF")

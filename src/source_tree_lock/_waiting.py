@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 
 from ._endless import (
@@ -117,13 +118,15 @@ class Waiting:
             waited = time.monotonic() - self._started
             self._next_look = None if self._look()() else time.monotonic() + waited
         if while_waiting is not None and time.monotonic() >= self._next_tick:
-            self._next_tick = time.monotonic() + TICK
             self._holder = self._find_holder()
-            while_waiting(self._wait())
+            wait = self._wait()
+            self._next_tick = self._started + wait.waited + TICK
+            while_waiting(wait)
 
     def _look(self) -> Callable[[], bool]:
         """What looks for a circle, in this thread or another."""
-        return partial(warn_of_circle, tree_of(self._entry), self._entry.lock_file, self._ours)
+        look = partial(warn_of_circle, tree_of(self._entry), self._entry.lock_file, self._ours)
+        return partial(copy_context().run, look)  # what it says is said where the wait is
 
     def _until_tick(self, longest: float | None = None) -> float | None:
         """Seconds until something is due, or ``longest``; ``None`` for never."""

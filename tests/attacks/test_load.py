@@ -23,7 +23,14 @@ from .crew import Crew, Member
 # pass it by; then the kernel has the whole queue stand in line anew (`__locks_insert_block` in
 # Linux' fs/locks.c). A hold is longer than that takes, as builds are.
 _TURNS = """
-    import _thread, mmap
+    import _thread, logging, mmap
+
+    class Warned(logging.Handler):
+        def emit(self, record):
+            if "wait for each other" in record.getMessage():
+                tell("a false alarm:", record.getMessage())  # where a number is expected
+
+    logging.getLogger("source_tree_lock").addHandler(Warned("WARNING"))
     tree, counter, times, hold = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     with open(counter, "r+b") as file:
         turns = mmap.mmap(file.fileno(), 8)
@@ -272,6 +279,53 @@ def test_crowds_of_all_kinds_wait_a_few_fair_turns_at_most(
     assert _turns(counter) == everybody * times
     assert max(longest[:processes]) <= FAIR * len(members)
     count_cases(everybody * times)
+
+
+#: Takes a tree inside another one, in one order, and stays so long that others wait for seconds.
+_TWO_TREES = """
+    from source_tree_lock._holder import circle
+    looks = []
+    find_circle = circle.find_circle
+    circle.find_circle = lambda *what: looks.append(1) or find_circle(*what)
+    trees = sorted(sys.argv[6:])
+
+    def work(number):
+        for turn in range(times):
+            with contextlib.ExitStack() as stack:
+                # All want the last one.
+                for tree in sorted({trees[(number + turn) % len(trees)], trees[-1]}):
+                    stack.enter_context(source_tree_lock(tree, timeout=eval(sys.argv[5])))
+                time.sleep(hold)
+
+    tell("ready")
+    work(int(heard()))
+    tell(len(looks))
+"""
+
+
+@pytest.mark.parametrize("seconds", [None, 3600], ids=["for ever", "in time"])
+def test_a_crowd_that_takes_two_trees_in_one_order_is_warned_of_nothing(
+    crew: Crew,
+    tree: Path,
+    counter: Path,
+    seconds: float | None,
+    count_cases: Callable[[int], None],
+) -> None:
+    """Each waits for long with a tree of its own: it looks for a circle, and there is none."""
+    number, times = 16, 2
+    trees = [tree / name for name in "abcdefgh"]
+    for each in trees:
+        each.mkdir()
+    script = _script(_TWO_TREES)
+    members = [
+        crew.start(script, tree, counter, times, 0.2, seconds, *trees) for _ in range(number)
+    ]
+    for place, member in enumerate(members):
+        member.expect("ready")
+        member.say(str(place))
+    looks = sum(int(member.line()) for member in members)
+    assert looks >= number // 4, "hardly anybody looked, so that this shows nothing"
+    count_cases(number * times)
 
 
 _MANY_TREES = """

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support import LIMIT, held_elsewhere, is_free, wait_until_blocked
+from ways import KINDS, script
 
 from source_tree_lock import source_tree_lock
 
@@ -160,30 +161,9 @@ def _exchange(one: Path, other: Path) -> None:
         raise OSError(number, os.strerror(number))
 
 
-_WAIT = {
-    "for ever": """
-        with source_tree_lock(sys.argv[1]):
-            tell("held")
-            heard()
-    """,
-    "in time": """
-        with source_tree_lock(sys.argv[1], timeout=3600):
-            tell("held")
-            heard()
-    """,
-    "in a task": """
-        async def enter():
-            async with source_tree_lock(sys.argv[1]):
-                tell("held")
-                heard()
-        asyncio.run(enter())
-    """,
-}
-
-
-@pytest.mark.parametrize("way", _WAIT)
+@pytest.mark.parametrize("wait", KINDS)
 def test_a_lock_that_is_granted_on_a_deleted_file_lets_nobody_in(
-    crew: Crew, tree: Path, way: str
+    crew: Crew, tree: Path, wait: str
 ) -> None:
     lock_file = source_tree_lock(tree).lock_file
     lock_file.touch()
@@ -199,7 +179,7 @@ def test_a_lock_that_is_granted_on_a_deleted_file_lets_nobody_in(
         lock_file,
     )
     rival.expect("locked")
-    waiter = crew.start(_WAIT[way], tree)
+    waiter = crew.start(script(wait), tree)
     wait_until_blocked(waiter.pid)
     lock_file.unlink()
     with held_elsewhere(tree) as holder:
@@ -214,13 +194,13 @@ def test_a_lock_that_is_granted_on_a_deleted_file_lets_nobody_in(
         assert not is_free(lock_file)
 
 
-@pytest.mark.parametrize("way", _WAIT)
+@pytest.mark.parametrize("wait", KINDS)
 def test_a_lock_that_is_granted_on_a_tree_that_was_replaced_lets_nobody_in(
-    crew: Crew, tree: Path, way: str
+    crew: Crew, tree: Path, wait: str
 ) -> None:
     """What it gets in the end is the tree that is there now, whatever it waited for."""
     with held_elsewhere(tree) as holder:
-        waiter = crew.start(_WAIT[way], tree)
+        waiter = crew.start(script(wait), tree)
         wait_until_blocked(waiter.pid)
         old = tree.rename(tree.with_name("old"))
         tree.mkdir()

@@ -197,6 +197,42 @@ def test_a_hook_that_waits_needs_nobody_who_listens(tree: Path, tmp_path: Path, 
     assert "waiting" not in (tmp_path / "stdout").read_text(), "it goes where nobody expects it"
 
 
+@pytest.mark.parametrize("why", ["time", "directory"])
+def test_a_hook_that_cannot_get_in_says_so_in_one_line_without_a_traceback(
+    why: str, tree: Path, tmp_path: Path
+) -> None:
+    """The line is what the frontend shows of the hook, as of an error of setuptools."""
+    write_project(tree)
+    call = (
+        "from pyproject_hooks import BuildBackendHookCaller\n"
+        f"BuildBackendHookCaller('.', {BACKEND!r}).get_requires_for_build_wheel()"
+    )
+    no_directory = tmp_path / "a file"
+    no_directory.touch()
+    environ = {
+        "time": {"SOURCE_TREE_LOCK_TIMEOUT": "0"},
+        "directory": {"SOURCE_TREE_LOCK_DIR": str(no_directory)},
+    }[why]
+    with held_elsewhere(tree) as holder:
+        ended = subprocess.run(
+            [sys.executable, "-c", call],
+            cwd=tree,
+            env={**os.environ, **environ},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+    assert ended.returncode != 0
+    of_hook = ended.stderr.partition("Traceback")[0]  # that of pyproject_hooks, in this process
+    [line] = of_hook.splitlines()
+    assert line.startswith("source-tree-lock: ")
+    if why == "time":
+        assert f"for source tree '{tree}', held by " in line
+        assert f"(pid {holder.pid})" in line
+    else:
+        assert str(no_directory) in line
+
+
 def test_toxs_persistent_backend_holds_the_tree_for_a_hook_not_for_its_life(
     tree: Path, tmp_path: Path
 ) -> None:

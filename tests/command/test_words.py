@@ -292,19 +292,31 @@ def test_quiet_says_nothing_of_a_wait_in_a_pipe(tree: Path) -> None:
 
 
 @linux_only
-def test_warnings_of_the_library_carry_the_program_s_name_and_are_said_once(tree: Path) -> None:
+@pytest.mark.parametrize("option", [[], ["--quiet"]], ids=["telling", "quiet"])
+def test_warnings_of_the_library_carry_the_program_s_name_and_are_said_once(
+    option: list[str], tree: Path
+) -> None:
     nest = """
         import subprocess
         from source_tree_lock import source_tree_lock
         with source_tree_lock(sys.argv[1]):
-            ended = subprocess.run(sys.argv[2:], stderr=subprocess.PIPE, text=True)
-        warnings = [line for line in ended.stderr.splitlines() if "SOURCE_TREE_LOCK_HELD" in line]
-        tell(ended.returncode, len(warnings), warnings[0].partition(" for ")[0])
+            process = subprocess.Popen(sys.argv[2:], stderr=subprocess.PIPE, text=True)
+            lines = []
+            while not any("SOURCE_TREE_LOCK_HELD" in line for line in lines):
+                lines.append(process.stderr.readline())
+            tell("said")
+            heard()
+            process.terminate()
+            lines += process.stderr.readlines()
+        warnings = [line for line in lines if "SOURCE_TREE_LOCK_HELD" in line]
+        tell(process.wait(), len(warnings), warnings[0].partition(" for ")[0])
     """
-    for option in ([], ["--quiet"]):
-        command = [*COMMAND, "run", *option, "--timeout", "1", str(tree), "--", "true"]
-        with Child(nest, tree, *command) as child:
-            child.expect("75 1 source-tree-lock: Waiting")
+    command = [*COMMAND, "run", *option, str(tree), "--", "true"]
+    with Child(nest, tree, *command) as child:
+        child.expect("said")
+        wait_until(lambda: bool(waiters(source_tree_lock.source_tree_lock(tree).lock_file)))
+        child.say()
+        child.expect("143 1 source-tree-lock: Waiting")
 
 
 @pytest.mark.parametrize("where", ["closed pipe", "full device", "closed"])

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from support import (
     HOLD,
-    LIMIT,
     WITHOUT_ROOTS_RIGHTS,
     Child,
     is_free,
     own_mounts,
 )
+from ways import KINDS, script
 
 from source_tree_lock import LockUnavailable, source_tree_lock
 from source_tree_lock._paths import lock_file as room
@@ -613,20 +613,10 @@ def test_a_read_only_lock_file_that_is_deleted_while_it_is_opened_is_made_anew(
 
 # A lease: the kernel asks its owner to give it back (fcntl(2))
 
-WAYS = {
-    "for ever": "with source_tree_lock(sys.argv[1]): held()",
-    "bounded": f"with source_tree_lock(sys.argv[1], timeout={LIMIT}): held()",
-    "in asyncio": """
-async def main():
-    async with source_tree_lock(sys.argv[1]): held()
-asyncio.run(main())
-""",
-}
-
 
 @pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's")
-@pytest.mark.parametrize("way", WAYS)
-def test_a_lease_is_waited_for(way: str, tree: Path, lock_file: Path) -> None:
+@pytest.mark.parametrize("wait", KINDS)
+def test_a_lease_is_waited_for(wait: str, tree: Path, lock_file: Path) -> None:
     lease = """
         import fcntl, os, signal
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
@@ -639,15 +629,11 @@ def test_a_lease_is_waited_for(way: str, tree: Path, lock_file: Path) -> None:
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         tell("given back")
     """
-    enter = """
-import asyncio
-from source_tree_lock import source_tree_lock
-def held():
-    tell("held")
-    heard()
-tell(source_tree_lock(sys.argv[1]).acquire(blocking=False))
-"""
-    with Child(lease, lock_file) as owner, Child(enter + WAYS[way], tree) as waiter:
+    around = """
+        tell(source_tree_lock(tree).acquire(blocking=False))
+        {}
+    """
+    with Child(lease, lock_file) as owner, Child(script(wait, around), tree) as waiter:
         owner.expect("leased")
         owner.expect("asked")
         waiter.expect("False")

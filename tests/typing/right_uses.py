@@ -251,7 +251,7 @@ def runners(project: str) -> None:
     ProjectBuilder(project, runner=around)
     project_wheel_metadata(project, isolated=False, runner=twice)
     locked_runner(when=is_setuptools, timeout=5, lock_dir="locks", digest=name_of, on_wait=tell)
-    locked_runner(when=lambda tree: True)
+    locked_runner(when=lambda tree: True, say=print)
     runner(["python"])
     runner(["python"], cwd="tree", extra_environ={"A": "1"})
 

@@ -6,11 +6,12 @@ import functools
 from _collections_abc import Callable, Iterable  # collections.abc, without the package around it
 
 from .._hook_names import HOOK_NAMES
-from .._lock import source_tree_lock
+from .._lock import SourceTreeLock, lock_like, source_tree_lock
 from .._options import LockOptions
 from .._paths.tree import AnyPath
 from .rule import Rule, is_setuptools
-from .runner import locked_runner
+from .runner import runner_by
+from .saying import said_by, with_say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def locked_hooks(
     *,
     when: Rule = is_setuptools,
     also: Iterable[str] = (),
+    say: Callable[[str], object] | None = None,
     **lock_options: Unpack[LockOptions],
 ) -> Hooks:
     """The same object, or module, with every hook under the lock of its source tree.
@@ -52,16 +54,18 @@ def locked_hooks(
             directory at the time of the call.
         when: decides whether the hooks of a source tree are locked.
         also: names of further hooks of the object, beyond those of PEP 517 and PEP 660.
+        say: called with each sentence that the library has to say: whom a wait is for, and
+            warnings. They go to the log of ``logging`` otherwise.
         lock_options: ``timeout``, ``digest``, ``lock_dir``, ``on_wait`` and ``while_waiting``,
             as for `source_tree_lock`.
 
     Raises:
         TypeError, ValueError: a lock option makes no sense.
     """
-    source_tree_lock(**lock_options)  # said here, not at the first hook
+    anywhere = source_tree_lock(**with_say(lock_options, say))  # what makes no sense is said now
     names = _RUNS_HOOKS.union(also)
     # It answers for the object in everything, as far as a type checker is concerned.
-    return _LockedHooks(hooks, source_tree, when, names, lock_options)  # type: ignore[return-value]
+    return _LockedHooks(hooks, source_tree, when, names, anywhere, say)  # type: ignore[return-value]
 
 
 class _LockedHooks:
@@ -69,7 +73,8 @@ class _LockedHooks:
     _locked_tree: AnyPath | None
     _locked_when: Rule
     _locked_names: frozenset[str]
-    _locked_options: LockOptions
+    _locked_anywhere: SourceTreeLock
+    _locked_say: Callable[[str], object] | None
 
     def __init__(
         self,
@@ -77,14 +82,16 @@ class _LockedHooks:
         source_tree: AnyPath | None,
         when: Rule,
         names: frozenset[str],
-        lock_options: LockOptions,
+        anywhere: SourceTreeLock,
+        say: Callable[[str], object] | None,
     ) -> None:
         vars(self).update(
             _locked_hooks=hooks,
             _locked_tree=source_tree,
             _locked_when=when,
             _locked_names=names,
-            _locked_options=lock_options,
+            _locked_anywhere=anywhere,
+            _locked_say=say,
         )
 
     @property  # type: ignore[misc]  # so that isinstance sees the object behind it
@@ -100,7 +107,8 @@ class _LockedHooks:
                 self._locked_tree,
                 self._locked_when,
                 self._locked_names,
-                self._locked_options,
+                self._locked_anywhere,
+                self._locked_say,
             )
         return self._lock_around(attribute) if name in self._locked_names else attribute
 
@@ -117,23 +125,23 @@ class _LockedHooks:
         return f"locked_hooks({self._locked_hooks!r})"
 
     def _lock_around(self, hook: Callable[..., object]) -> Callable[..., object]:
-        hooks, options = self._locked_hooks, self._locked_options
+        hooks = self._locked_hooks
 
         @functools.wraps(hook)
         def locked(*args: object, **kwargs: object) -> object:
             tree = self._tree()
             if not self._locked_when(tree):
                 return hook(*args, **kwargs)
-            lock = source_tree_lock(tree, **options)
+            lock = lock_like(self._locked_anywhere, tree)
             runner = getattr(hooks, "_subprocess_runner", None)
             # Who is not handed the hold finds in the record that it is held on its behalf.
             lock._request.is_for_hooks = runner is None
-            with lock:
+            with said_by(self._locked_say), lock:
                 if runner is None:
                     return hook(*args, **kwargs)
                 # It changes the object for the time of the call, while this thread alone
                 # holds the tree; the runner enters the tree again and hands it over.
-                handing = locked_runner(runner, when=lambda _: True, **options)
+                handing = runner_by(lock, runner, lambda _: True, None)
                 with hooks.subprocess_runner(handing):
                     return hook(*args, **kwargs)
 

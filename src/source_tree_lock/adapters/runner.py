@@ -7,9 +7,10 @@ import subprocess
 from _collections_abc import Callable  # collections.abc, without the package around it
 from contextlib import suppress
 
-from .._lock import source_tree_lock
+from .._lock import SourceTreeLock, lock_like, source_tree_lock
 from .._options import LockOptions
 from .rule import Rule, is_setuptools
+from .saying import said_by, with_say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def locked_runner(
     runner: Callable[[Any, Any, Any], object] | None = None,
     *,
     when: Rule = is_setuptools,
+    say: Callable[[str], object] | None = None,
     **lock_options: Unpack[LockOptions],
 ) -> Runner:
     """A subprocess runner that locks the source tree, its ``cwd``, around every hook.
@@ -57,6 +59,8 @@ def locked_runner(
             killed frontend keeps the tree locked until it is done. It is ended when the frontend
             is interrupted.
         when: decides whether the hooks of a source tree are locked.
+        say: called with each sentence that the library has to say: whom a wait is for, and
+            warnings. They go to the log of ``logging`` otherwise.
         lock_options: ``timeout``, ``digest``, ``lock_dir``, ``on_wait`` and ``while_waiting``,
             as for `source_tree_lock`.
 
@@ -68,7 +72,16 @@ def locked_runner(
         subprocess.CalledProcessError: the command failed (where it is run here).
         What ``runner`` and the callbacks raise.
     """
-    source_tree_lock(**lock_options)  # what makes no sense is said here, not at the first hook
+    return runner_by(source_tree_lock(**with_say(lock_options, say)), runner, when, say)
+
+
+def runner_by(
+    anywhere: SourceTreeLock,
+    runner: Callable[[Any, Any, Any], object] | None,
+    when: Rule,
+    say: Callable[[str], object] | None,
+) -> Runner:
+    """The same, by a lock like this one for each tree."""
     if runner is not None and _is_default(runner):
         runner = None
 
@@ -81,7 +94,7 @@ def locked_runner(
         if not when(tree):
             (runner or _run)(cmd, cwd, extra_environ)
             return
-        with source_tree_lock(tree, **lock_options) as lock:
+        with said_by(say), lock_like(anywhere, tree) as lock:
             if runner is None:
                 # gevent's forks by `os.fork`, at which a child closes all descriptors of ours.
                 is_pythons = subprocess.Popen.__module__ == "subprocess"

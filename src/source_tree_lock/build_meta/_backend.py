@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from .._hook_names import HOOK_NAMES
 from .._lock import source_tree_lock
+from ..errors import SourceTreeLockError
 from ._cleaning import cleaned
 
 TYPE_CHECKING = False
@@ -24,9 +25,13 @@ _setuptools: Final[Any] = importlib.import_module("setuptools.build_meta")  # it
 def _locked(name: str) -> Callable[..., Any]:
     @functools.wraps(getattr(_setuptools._BuildMetaBackend, name))
     def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with source_tree_lock(on_wait=_tell), cleaned(name):
-            parent = super(_Backend, self)  # pyright: ignore[reportUnknownVariableType]
-            return getattr(parent, name)(*args, **kwargs)  # pyright: ignore[reportUnknownArgumentType]
+        try:
+            with source_tree_lock(on_wait=_tell), cleaned(name):
+                parent = super(_Backend, self)  # pyright: ignore[reportUnknownVariableType]
+                return getattr(parent, name)(*args, **kwargs)  # pyright: ignore[reportUnknownArgumentType]
+        except SourceTreeLockError as error:
+            # As setuptools ends a build that cannot be: frontends show a line, no traceback.
+            raise SystemExit(f"source-tree-lock: {error}") from error
 
     return hook
 

@@ -149,7 +149,8 @@ def _is_project(directory: str) -> bool:
 def _build_base() -> str:
     """The directory in the tree that the project's configuration has setuptools build in.
 
-    One outside is not cleaned: other trees, with locks of their own, may build there.
+    One outside is not cleaned: other trees, with locks of their own, may build there. Nor is one
+    that only a ``setup.py`` names, which has not run yet.
     """
     config = RawConfigParser()
     config.read(["setup.cfg", os.environ.get(_EXTRA_CONFIG, "")], encoding="utf-8")
