@@ -123,8 +123,7 @@ class Entry:
             if not locks.try_both(tree, place):
                 _import_for_a_wait(place.path)
                 return self._enter_ancestors_hold(tree, place)
-            status = locks.check(tree, place)
-            if status:
+            if status := locks.check(tree, place):
                 return self._register(Hold(self.owner, tree, place.path, locks.file), status)
             locks.close()
         raise restarted_in_vain(self.lock_file)
@@ -216,8 +215,7 @@ class Entry:
 
     def leave(self) -> None:
         """Leave the tree; the last entry ends the hold. Leaving twice does nothing."""
-        hold = self.hold
-        if hold is not None and self in hold.entries:
+        if (hold := self.hold) is not None and self in hold.entries:
             with guard:
                 if len(hold.entries) == 1:
                     hold.end()
@@ -240,8 +238,7 @@ def _import_for_a_wait(lock_file: str) -> None:
     """Import what a free tree does not need. A fork waits for it, as in `prepare_locks`."""
     try:
         with guard:
-            for name in ("json", "signal"):
-                __import__(name)
+            list(map(__import__, ("json", "signal")))
             # Names, and no modules: half a module, which a handler interrupted, has not the name.
             from ._handover import hand_over  # noqa: F401  # pyright: ignore[reportUnusedImport]
             from ._waiting import Waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
