@@ -34,10 +34,9 @@ _IN_AND_OUT = """
     os._exit(0)
 """
 
-#: What the interpreter also calls, and not equally often in each run.
-_MAY_VARY = {"read", "close", "epoll_wait", "lseek", "getpid"}
-#: What the library calls only where the record of the holder before was longer: of a longer pid.
-_MAY_VARY |= {"ftruncate"}
+#: What the interpreter also calls, and not equally often in each run; a record is cut only where the
+#: one before was longer, of a longer pid, say.
+_MAY_VARY = {"read", "close", "epoll_wait", "lseek", "getpid", "ftruncate"}
 #: How the threads end that waited in line, or watch a wait; the process may end before, and before
 #: the one that watches has begun to sleep. They mask signals when they begin as well, but that is
 #: before the wait.
