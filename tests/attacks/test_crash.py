@@ -34,8 +34,8 @@ _IN_AND_OUT = """
     os._exit(0)
 """
 
-#: What the interpreter also calls, and not equally often in each run; a record is cut only where the
-#: one before was longer, of a longer pid, say.
+#: What the interpreter also calls, and not equally often in each run; a record is cut only where
+#: the one before was longer, of a longer pid, say.
 _MAY_VARY = {"read", "close", "epoll_wait", "lseek", "getpid", "ftruncate"}
 #: How the threads end that waited in line, or watch a wait; the process may end before, and before
 #: the one that watches has begun to sleep. They mask signals when they begin as well, but that is
