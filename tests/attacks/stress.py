@@ -265,6 +265,7 @@ def left_behind(trees: Trees, before: tuple[int, set[str]]) -> list[str]:
 
 def main(directory: str, seconds: float, number: int) -> None:
     faulthandler.enable()
+    faulthandler.register(signal.SIGALRM, chain=True)  # a child whose time is up tells where it is
     # Whatever hangs: tell where, and end.
     faulthandler.dump_traceback_later(seconds + 3 * LIMIT, exit=True)
     warnings.simplefilter("ignore")  # of forks beside threads, and of locks that were dropped
