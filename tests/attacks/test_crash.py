@@ -39,7 +39,7 @@ _MAY_VARY = {"read", "close", "epoll_wait", "lseek", "getpid"}
 #: How the threads end that waited in line; the process may end before. They mask signals when they
 #: begin as well, but that is before the wait.
 _END_OF_THREAD = {
-    "until it waits": {"exit", "set_robust_list"},
+    "until it waits": {"exit", "set_robust_list", "rseq"},
     "once it waits": {"exit", "rt_sigprocmask"},
 }
 
