@@ -83,7 +83,7 @@ def test_a_trio_loop_inside_this_threads_own_hold_is_refused_at_once(tree: Path)
 
 #: Waits, and is interrupted by a handler that enters the same tree. Arguments: the tree, a timeout.
 ENTERS_IN_A_HANDLER = """
-    import signal, source_tree_lock._waiting
+    import signal, source_tree_lock._handover, source_tree_lock._waiting  # no import under way
     from source_tree_lock import source_tree_lock
     def handler(*_):
         tell("interrupted")

@@ -123,26 +123,22 @@ class Entry:
             if not locks.try_both(tree, place):
                 _import_for_a_wait(place.path)
                 return self._enter_ancestors_hold(tree, place)
-            status = locks.check(tree, place)
-            if status:
+            if status := locks.check(tree, place):
                 return self._register(Hold(self.owner, tree, place.path, locks.file), status)
             locks.close()
         raise restarted_in_vain(self.lock_file)
 
     def _re_enter(self, tree: Tree) -> bool:
         hold = hold_of(tree.identity)
-        if hold is None or hold.is_ending or not self.owner.stands_for(hold.owner):
-            return False
-        self.hold = hold
-        with guard:
-            hold.owner = self.owner
-            hold.entries.append(self)
-        if not self.lasts():  # a lock that nobody has any more was collected, and has ended it
-            self.leave()
-            self.hold = None
-            return False
-        self.locks.close()
-        return True
+        if hold is not None and not hold.is_ending and self.owner.stands_for(hold.owner):
+            with guard:
+                self.hold, hold.owner = hold, self.owner
+                hold.entries.append(self)
+            if self.lasts():
+                self.locks.close()
+            else:  # a lock that nobody has any more was collected meanwhile, and has ended it
+                self.hold = None
+        return self.hold is not None
 
     def _enter_ancestors_hold(self, tree: Tree, place: Place) -> bool:
         """Get in where an ancestor holds the tree for us, and has said so or is known for it."""
@@ -219,8 +215,7 @@ class Entry:
 
     def leave(self) -> None:
         """Leave the tree; the last entry ends the hold. Leaving twice does nothing."""
-        hold = self.hold
-        if hold is not None and self in hold.entries:
+        if (hold := self.hold) is not None and self in hold.entries:
             with guard:
                 if len(hold.entries) == 1:
                     hold.end()
@@ -243,8 +238,7 @@ def _import_for_a_wait(lock_file: str) -> None:
     """Import what a free tree does not need. A fork waits for it, as in `prepare_locks`."""
     try:
         with guard:
-            for name in ("json", "signal"):
-                __import__(name)
+            list(map(__import__, ("json", "signal")))
             # Names, and no modules: half a module, which a handler interrupted, has not the name.
             from ._handover import hand_over  # noqa: F401  # pyright: ignore[reportUnusedImport]
             from ._waiting import Waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]

@@ -12,7 +12,7 @@ from .._wait import Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
     from logging import LogRecord
     from typing import Final
 
@@ -23,7 +23,7 @@ _output: Final[ContextVar[Say | None]] = ContextVar("source_tree_lock_output", d
 
 
 @contextmanager
-def said_by(say: Say | None) -> Iterator[None]:
+def said_by(say: Say | None) -> Generator[None, None, None]:
     """Have what the library says meanwhile, in this thread, said by ``say``."""
     if say is None:
         yield

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tox.execute.api import ExecuteOptions, ExecuteStatus
     from tox.execute.local_sub_process import LocalSubProcessExecuteInstance
     from tox.execute.pep517_backend import LocalSubProcessPep517Executor as Executor
+    from tox.execute.request import ExecuteRequest
 else:
     Executor = object
 
@@ -65,17 +66,24 @@ class _Locking(Executor):
         super().__init__(colored, cmd, env, cwd)
 
     @contextmanager
-    def call(self, *args: Any, **kwargs: Any) -> Generator[ExecuteStatus, None, None]:
+    def call(
+        self, request: ExecuteRequest, *args: Any, **kwargs: Any
+    ) -> Generator[ExecuteStatus, None, None]:
         """Run one hook. The backend ends with it, so that the hold does.
 
-        tox itself keeps a backend that is not called setuptools until all commands have run.
+        tox itself keeps a backend that is not called setuptools until all commands have run, and
+        then asks it to exit.
         """
+        if self._locks and request.run_id == "_exit" and self._running() is None:
+            raise BrokenPipeError  # for tox: it has exited
         try:
-            with super().call(*args, **kwargs) as status:
+            with super().call(request, *args, **kwargs) as status:
                 yield status
         finally:
             if self._locks:
+                is_alive = self.is_alive
                 self.close()
+                self.is_alive = is_alive  # tox asks it to exit, as it does without the lock
 
     def local_execute(
         self, options: ExecuteOptions
