@@ -130,18 +130,15 @@ class Entry:
 
     def _re_enter(self, tree: Tree) -> bool:
         hold = hold_of(tree.identity)
-        if hold is None or hold.is_ending or not self.owner.stands_for(hold.owner):
-            return False
-        with guard:
-            self.hold = hold
-            hold.owner = self.owner
-            hold.entries.append(self)
-        if self.lasts():
-            self.locks.close()
-            return True
-        self.leave()  # a lock that nobody has any more was collected, and has ended it
-        self.hold = None
-        return False
+        if hold is not None and not hold.is_ending and self.owner.stands_for(hold.owner):
+            with guard:
+                self.hold, hold.owner = hold, self.owner
+                hold.entries.append(self)
+            if self.lasts():
+                self.locks.close()
+            else:  # a lock that nobody has any more was collected meanwhile, and has ended it
+                self.hold = None
+        return self.hold is not None
 
     def _enter_ancestors_hold(self, tree: Tree, place: Place) -> bool:
         """Get in where an ancestor holds the tree for us, and has said so or is known for it."""

@@ -31,7 +31,7 @@ _LONGEST_PAUSE: Final = 0.05
 
 
 #: The lines of this process by the path of their lock file. This table, and all that a line or a
-#: caller has, is changed under `guard` only.
+#: caller has, is changed under `guard` only; but a line's thread alone says what it waits for.
 _lines: dict[str, _Line] = {}
 
 
@@ -276,8 +276,11 @@ class TaskCaller(Caller):
             pause = min(pause * 2, _LONGEST_PAUSE)
             if not self._loop.is_running():
                 with guard:
-                    withdrawn, self._outcome = self._outcome, None
-                return withdrawn is None
+                    # It may have taken it just now, and its loop have ended since.
+                    is_taken = self._taken.acquire(False)
+                    if not is_taken:
+                        self._outcome = None
+                return is_taken
         return True
 
     async def suspend(self, seconds: float | None) -> None:

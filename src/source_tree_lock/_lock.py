@@ -98,10 +98,12 @@ class SourceTreeLock:
         self._path = path
         self._timeout = timeout
         self._request = request
+        # Threads share it without a mutex: each puts in and takes out its own, in one call of C,
+        # which locks the list where there is no GIL. Whoever looks through it has a copy.
         self._entries: list[Entry] = []
 
     def __repr__(self) -> str:
-        entries = [entry for entry in self._entries if entry.lasts()]
+        entries = [entry for entry in self._entries[:] if entry.lasts()]
         state = f"held, entered {len(entries)} times" if entries else "not held"
         return f"<SourceTreeLock of {self._path!r}, {state}>"
 
@@ -214,14 +216,14 @@ class SourceTreeLock:
             raise RuntimeError(f"cannot release {self!r}: this thread or task has not entered it")
 
     def _last_entry(self, owner: Owner) -> Entry | None:
-        for entry in self._entries[::-1]:  # a copy: other threads leave meanwhile
+        for entry in self._entries[::-1]:
             if owner.stands_for(entry.owner):
                 return entry
         return None
 
     def _last_async_entry(self) -> Entry | None:
         """The one that another task is to leave, unless it might be the wrong tree's."""
-        entries = [each for each in self._entries if not each.is_plain]
+        entries = [each for each in self._entries[:] if not each.is_plain]
         return entries[-1] if len({each.hold for each in entries}) == 1 else None
 
     def _entry(self, seconds: float | None, *, is_plain: bool) -> Entry:

@@ -65,7 +65,8 @@ class Record:
 # Writing
 
 
-#: What is the same in all records of this process, and tokens for the next; made under `guard`.
+#: What is the same in all records of this process, and tokens for the next; made under `guard`. A
+#: token is taken in one call of C, which locks the list where there is no GIL: no two get the same.
 _own = b""
 _tokens: list[str] = []
 
