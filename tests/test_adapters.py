@@ -409,6 +409,31 @@ def test_an_interruption_ends_the_command_before_the_tree_is_free(
         assert is_free(source_tree_lock(tree).lock_file)
 
 
+def test_an_interruption_while_the_command_is_being_started_ends_it_too(tree: Path) -> None:
+    """Python has the process, and the caller does not yet: it waits for news of exec(2)."""
+    script = """
+        import os, sys
+        from source_tree_lock.adapters import locked_runner
+        read = os.read
+        def interrupted(*arguments):
+            while not os.path.exists(os.path.join(sys.argv[1], "alive")):
+                pass
+            os.read = read
+            raise KeyboardInterrupt
+        run = locked_runner()
+        os.read = interrupted
+        try:
+            run([sys.executable, "-c", sys.argv[2]], sys.argv[1])
+        except KeyboardInterrupt:
+            tell("interrupted")
+        heard()
+    """
+    with Child(script, tree, f"{ALIVE}import time; time.sleep(600)") as frontend:
+        frontend.expect("interrupted")
+        assert is_free(tree / "alive")
+        assert is_free(source_tree_lock(tree).lock_file)
+
+
 # Which trees
 
 SETUPTOOLS_TABLE = {

@@ -37,12 +37,11 @@ _IN_AND_OUT = """
 #: What the interpreter also calls, and not equally often in each run; a record is cut only where
 #: the one before was longer, of a longer pid, say.
 _MAY_VARY = {"read", "close", "epoll_wait", "lseek", "getpid", "ftruncate"}
-#: How the threads end that waited in line, or watch a wait; the process may end before, and before
-#: the one that watches has begun to sleep. They mask signals when they begin as well, but that is
-#: before the wait.
+#: How the threads end that waited in line; the process may end before. They mask signals when they
+#: begin as well, but that is before the wait.
 _END_OF_THREAD = {
-    "until it waits": {"exit", "set_robust_list", "rseq", "clock_nanosleep"},
-    "once it waits": {"exit", "rt_sigprocmask", "clock_nanosleep"},
+    "until it waits": {"exit", "set_robust_list", "rseq"},
+    "once it waits": {"exit", "rt_sigprocmask"},
 }
 
 

@@ -186,6 +186,7 @@ class Frontend:
         subprocess.run([sys.executable, "-m", "uv", *map(str, arguments)], check=True)
 
 
+@functools.cache
 def make_frontend(name: str, directory: Path, wheels: Path, index: str) -> Frontend:
     """A frontend in an environment below this directory, with this distribution as it is now."""
     python = make_environment(directory / name, *REQUIREMENTS[name])

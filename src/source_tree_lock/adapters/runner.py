@@ -120,12 +120,15 @@ def _run(
 ) -> None:
     """Run a command to its end, whatever interrupts it: only then the tree may be released."""
     environ = {**os.environ, **(extra_environ or {})}
-    with subprocess.Popen(cmd, cwd=cwd, env=environ, pass_fds=descriptors) as process:
-        try:
-            status = process.wait()
-        except BaseException:
+    process = subprocess.Popen.__new__(subprocess.Popen)
+    try:
+        # Interrupted in here, it may have started the command already.
+        process.__init__(cmd, cwd=cwd, env=environ, pass_fds=descriptors)  # type: ignore[misc]
+        status = process.wait()
+    except BaseException:
+        if getattr(process, "pid", None) is not None:
             _end(process)
-            raise
+        raise
     if status:
         raise subprocess.CalledProcessError(status, cmd)
 

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from .. import Wait
-
 #: PDM itself, which has the terminal.
 _core: Any
 
@@ -36,12 +34,12 @@ def _locked(run: Callable[..., None]) -> Callable[..., None]:
         from ..adapters import locked_runner
 
         run_locked = locked_runner(
-            functools.partial(run, builder), on_wait=_tell, while_waiting=stop_if_interrupted
+            functools.partial(run, builder), say=_say, while_waiting=stop_if_interrupted
         )
         run_locked(cmd, cwd, extra_environ)
 
     return subprocess_runner
 
 
-def _tell(wait: Wait) -> None:
-    _core.ui.info(str(wait).replace("[", r"\["))  # no markup
+def _say(sentence: str) -> None:
+    _core.ui.info(sentence.replace("[", r"\["))  # no markup

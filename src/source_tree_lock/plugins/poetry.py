@@ -8,8 +8,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from .. import Wait
-
     COMMAND: str
     ApplicationPlugin = object
 else:
@@ -40,12 +38,12 @@ def _locked(make: classmethod[Any, Any, Any]) -> classmethod[Any, Any, Any]:
     def from_isolated_env(cls: type, env: object, source_dir: object, runner: Any = None) -> object:
         from ..adapters import locked_runner
 
-        runner = locked_runner(runner, on_wait=_tell, while_waiting=stop_if_interrupted)
+        runner = locked_runner(runner, say=_say, while_waiting=stop_if_interrupted)
         return make.__func__(cls, env, source_dir, runner)
 
     return classmethod(from_isolated_env)
 
 
-def _tell(wait: Wait) -> None:
-    sentence = str(wait).replace("<", r"\<")  # no markup
-    _io.write_error_line(f"<warning>{sentence}</>")
+def _say(sentence: str) -> None:
+    plain = sentence.replace("<", r"\<")  # no markup
+    _io.write_error_line(f"<warning>{plain}</>")
