@@ -229,6 +229,7 @@ def test_processes_get_in_in_the_order_in_which_they_came(
     count_cases(number)
 
 
+@pytest.mark.timeout(4 * LIMIT)
 @pytest.mark.parametrize(
     ("script", "number", "hold"),
     [(_THREADS, 200, HOLD), (_TASKS, 500, HOLD / 5)],
@@ -248,7 +249,7 @@ def test_a_crowd_in_one_process_gets_in_and_leaves_nothing(
     with source_tree_lock(tree):
         member = crew.start(_script(script), tree, counter, TIMES, hold, seconds, number)
         _wait_until_blocked([member])
-    longest, descriptors, threads = map(int, member.line().split())
+    longest, descriptors, threads = map(int, member.line(3 * LIMIT).split())
     assert _turns(counter) == number * TIMES
     assert longest <= FAIR * number
     assert (descriptors, threads) == (0, 0)
