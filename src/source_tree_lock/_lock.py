@@ -27,6 +27,7 @@ from ._wait import Wait
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
     from typing import Any, ParamSpec, TypeVar
 
     from typing_extensions import Self
@@ -75,6 +76,12 @@ def source_tree_lock(
         check_path(path)
     check_options(timeout, digest, lock_dir, on_wait, while_waiting)
     return SourceTreeLock(path, timeout, Request(digest, lock_dir, on_wait, while_waiting))
+
+
+def _who_holds() -> ModuleType:
+    with guard:  # a fork waits for what is imported
+        from ._holder import look
+    return look
 
 
 _NEEDS_ASYNCIO = (
@@ -262,17 +269,15 @@ class SourceTreeLock:
         Raises:
             LockUnavailable: it cannot be told, because the lock file cannot be opened.
         """
-        from ._holder.look import is_tree_held
-
         tree, lock_file = self._look()
-        return is_tree_held(lock_file, tree.path)
+        is_held: bool = _who_holds().is_tree_held(lock_file, tree.path)
+        return is_held
 
     def holder(self) -> Holder | None:
         """Who holds the tree now; ``None`` when nobody does, or it cannot be known."""
-        from ._holder.look import find_holder
-
         tree, lock_file = self._look()
-        return find_holder(lock_file, tree.identity)
+        holder: Holder | None = _who_holds().find_holder(lock_file, tree.identity)
+        return holder
 
     @property
     def tree(self) -> Path:
