@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -137,7 +138,8 @@ def test_a_timeout_is_75_and_names_the_holder(
         ended = run("run", *options, tree, "--", "echo", "inside", environ=environ)
         *_, last = ended.stderr.decode().splitlines()
         assert (ended.returncode, ended.stdout) == (75, b"")
-        assert last.startswith(f"source-tree-lock: timed out: '{tree}' is held by ")
+        words = rf"source-tree-lock: timed out( after \d+ s)?: '{tree}' is held by "
+        assert re.match(words, last)  # it may take longer on a busy machine
         assert f"(pid {child.pid})" in last
 
 
