@@ -70,8 +70,13 @@ def start(
 
 @pytest.mark.parametrize("name", ALL)
 def test_it_waits_says_for_whom_and_builds(
-    changed: Frontend, checkout: Path, tmp_path: Path, name: str
+    changed: Frontend,
+    checkout: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
+    monkeypatch.delenv("PIP_QUIET", raising=False)  # what it says is what is looked at
     with held_elsewhere(checkout) as holder:
         process = start(changed, name, checkout, tmp_path / "out")
         wait_until(lambda: is_awaited(checkout))
