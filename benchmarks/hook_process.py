@@ -32,7 +32,8 @@ _WALL, _CPU = 0, 1
 _BACKEND = "source_tree_lock.build_meta"
 #: The module, and an entry.
 _MODULES = {
-    OURS: ("source_tree_lock", "source_tree_lock.source_tree_lock()"),
+    # The package imports the library at the first use of a name: then, as `from … import` does.
+    OURS: ("source_tree_lock._face", "source_tree_lock.source_tree_lock()"),
     _BACKEND: (_BACKEND, "source_tree_lock.source_tree_lock()"),
     PORTALOCKER: ("portalocker", "portalocker.Lock('lock')"),
     FILELOCK: ("filelock", "filelock.FileLock('lock')"),
