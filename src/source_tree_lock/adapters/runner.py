@@ -120,7 +120,8 @@ def _run(
 ) -> None:
     """Run a command to its end, whatever interrupts it: only then the tree may be released."""
     environ = {**os.environ, **(extra_environ or {})}
-    process: subprocess.Popen[bytes] = subprocess.Popen.__new__(subprocess.Popen)
+    kind: type[subprocess.Popen[bytes]] = subprocess.Popen
+    process = kind.__new__(kind)
     try:
         # Interrupted in here, it may have started the command already.
         process.__init__(cmd, cwd=cwd, env=environ, pass_fds=descriptors)  # type: ignore[misc]
