@@ -22,7 +22,6 @@ from contextlib import contextmanager, suppress
 from setuptools.errors import LinkError
 
 from .._log import logger
-from ..adapters.rule import load_toml
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,10 +155,14 @@ def _build_base() -> str:
     config.read(["setup.cfg", os.environ.get(_EXTRA_CONFIG, "")], encoding="utf-8")
     options: dict[str, str] = dict(config["build"]) if config.has_section("build") else {}
     with suppress(OSError, KeyError), open("pyproject.toml", "rb") as file:
-        table = load_toml(file.read())
-        # Else setuptools passes it over.
-        if table.get("project") or table["tool"].get("setuptools"):
-            options.update(table["tool"]["distutils"]["build"])
+        text = file.read()
+        if b"distutils" in text:  # few have it, and a hook need not pay for what reads it
+            from ..adapters.rule import load_toml
+
+            table = load_toml(text)
+            # Else setuptools passes it over.
+            if table.get("project") or table["tool"].get("setuptools"):
+                options.update(table["tool"]["distutils"]["build"])
     base = "build"
     for name, value in options.items():
         if name.replace("-", "_") == "build_base":
