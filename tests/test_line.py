@@ -268,6 +268,35 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "asyncio")
 
 
+def test_a_thread_that_nobody_needs_any_more_has_ended_when_the_interpreter_ends(
+    tree: Path,
+) -> None:
+    """One that wakes while CPython ends may crash it."""
+    script = """
+        import atexit
+        from source_tree_lock import source_tree_lock
+        # Before the library's own, and so called after it.
+        atexit.register(lambda: tell(len(sys.modules["source_tree_lock._line"]._lines)))
+        def give_up():
+            tell(source_tree_lock(sys.argv[1]).acquire(timeout=0.05))
+        with source_tree_lock(sys.argv[1]):
+            thread = threading.Thread(target=give_up)
+            thread.start()
+            thread.join()
+            from source_tree_lock import _line
+            drop = _line._Line._drop
+            def drop_slowly(*arguments):
+                time.sleep(0.2)
+                drop(*arguments)
+            _line._Line._drop = drop_slowly
+            _line._LONGEST_END = 60
+    """
+    with Child(PRELUDE + textwrap.dedent(script), tree) as child:
+        child.expect("False")
+        child.expect("0")
+        assert child.end() == 0
+
+
 @pytest.mark.usefixtures("_quiet")
 def test_a_grant_to_a_closed_loop_is_released(
     tree: Path, lock_file: Path, no_leaks: object
