@@ -84,16 +84,18 @@ class Entry:
     def enter(self) -> bool:
         """Get in, waiting in this thread; false when the time is up. What fails is to `abandon`."""
         now_under_way(self)
-        for pause, seconds in () if self._attempt() else self._pauses():
-            pause.block(seconds)
+        if not self._attempt():
+            for pause, seconds in self._pauses():
+                pause.block(seconds)
         no_longer_under_way(self)
         return self.hold is not None
 
     async def enter_async(self) -> bool:
         """Get in, waiting in this task; false when the time is up. What fails is to `abandon`."""
         now_under_way(self)
-        for pause, seconds in () if self._attempt() else self._pauses():
-            await pause.suspend(seconds)
+        if not self._attempt():
+            for pause, seconds in self._pauses():
+                await pause.suspend(seconds)
         no_longer_under_way(self)
         return self.hold is not None
 
@@ -238,7 +240,8 @@ def _import_for_a_wait(lock_file: str) -> None:
     """Import what a free tree does not need. A fork waits for it, as in `prepare_locks`."""
     try:
         with guard:
-            list(map(__import__, ("json", "signal")))
+            for name in ("json", "signal"):
+                __import__(name)
             # Names, and no modules: half a module, which a handler interrupted, has not the name.
             from ._handover import hand_over  # noqa: F401  # pyright: ignore[reportUnusedImport]
             from ._waiting import Waiting  # noqa: F401  # pyright: ignore[reportUnusedImport]
