@@ -368,6 +368,39 @@ def test_a_loop_that_has_stopped_keeps_nobody_out_and_asks_again_when_it_goes_on
         waiting.loop.close()
 
 
+def test_what_a_task_took_is_offered_to_nobody_else_though_its_loop_has_ended_since() -> None:
+    """The line's thread looks now and then whether the loop still runs, and may be late."""
+
+    async def stand() -> _line.TaskCaller:
+        caller = _line.TaskCaller()
+        assert caller.offer(file)
+        return caller
+
+    class Late:
+        """The mutex of an offer: the task takes it in the moment in which the time is up."""
+
+        def __init__(self) -> None:
+            self.is_locked = True
+
+        def locked(self) -> bool:
+            return self.is_locked
+
+        def release(self) -> None:
+            self.is_locked = False
+
+        def acquire(self, blocking: bool, timeout: float = -1) -> bool:
+            if blocking:
+                assert caller.granted() is file
+                return False
+            return not self.is_locked
+
+    file = KernelLock("lock file")
+    caller = asyncio.run(stand())  # its loop has ended
+    caller._taken = Late()  # type: ignore[assignment]
+    assert caller.takes()
+    assert caller.is_told()
+
+
 @pytest.mark.parametrize("granted", ["never", "before", "seen before", "after"])
 def test_a_cancelled_task_gives_back_what_it_was_granted_in_that_moment(
     granted: str, tree: Path, lock_file: Path, no_leaks: object

@@ -448,6 +448,21 @@ def test_a_loop_of_short_attempts_is_told_of_once_for_each_holder(
     assert len(records) == 2
 
 
+def test_an_attempt_whose_time_is_up_before_it_can_wait_makes_no_new_wait_of_the_next(
+    tree: Path,
+) -> None:
+    told: list[Wait] = []
+    lock = source_tree_lock(tree, on_wait=told.append)
+    with held_elsewhere(tree):
+        while not told:
+            assert not lock.acquire(timeout=0.5)
+        assert not lock.acquire(blocking=False)
+        before = lock._request.given_up
+        while lock._request.given_up is before:  # its time may be up as well, on a busy machine
+            assert not lock.acquire(timeout=0.5)
+    assert len(told) == 1
+
+
 def test_a_loop_of_short_attempts_in_a_task_is_told_of_once(tree: Path) -> None:
     told: list[Wait] = []
     lock = source_tree_lock(tree, timeout=0.05, on_wait=told.append)

@@ -14,6 +14,7 @@ import pytest
 from support import (
     LIMIT,
     Child,
+    is_free,
     own_mounts,
     start,
     wait_until,
@@ -23,6 +24,9 @@ from support import (
 )
 
 from source_tree_lock import source_tree_lock
+from source_tree_lock._endless import warn_of_circle
+from source_tree_lock._holder import circle
+from source_tree_lock._paths.tree import open_tree
 
 from .crowd import linux_only
 
@@ -125,16 +129,17 @@ def test_processes_that_wait_for_each_other_are_all_named_with_their_trees(
     assert set(links(children[-1].line())) == circle_of(children, some)
 
 
+@pytest.mark.parametrize("way", ["for ever", "bounded"])
 def test_a_circle_that_another_program_closes_later_is_found_then(
-    trees: list[Path], ended: ExitStack
+    way: str, trees: list[Path], ended: ExitStack
 ) -> None:
     """flock(1) never looks; it takes the second tree when the wait has lasted longer than that."""
     one, two, _ = trees
-    ours = started(ended, SCRIPTS["for ever"], two, one)
+    ours = started(ended, SCRIPTS[way], two, one)
     command = ["flock", str(one), "sh", "-c", f"echo held; read word; exec flock '{two}' true"]
     flock = started(ended, "import os; os.execvp(sys.argv[1], sys.argv[1:])", *command)
     ours.say()
-    wait_until_blocked(ours.pid)
+    wait_until(lambda: not is_free(source_tree_lock(one).lock_file))
     assert ours.is_silent(1.5)  # the first look is over: there is nothing to be seen
     flock.say()
     assert set(links(ours.line())) == {
@@ -222,6 +227,23 @@ def test_where_the_kernel_tells_nothing_nothing_is_claimed(
     for child in children:
         wait_until_blocked(child.pid)
     assert all(child.is_silent(1.5) for child in children)
+
+
+@pytest.mark.parametrize("second", [[], ["another circle"]])
+def test_a_circle_that_is_not_there_at_a_second_look_is_not_claimed(
+    second: list[str],
+    trees: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The kernel's list is read in pieces, and others go on between them."""
+    looks = iter([["a circle"], second])
+    monkeypatch.setattr(circle, "find_circle", lambda *_: next(looks))
+    tree = open_tree(trees[0])
+    tree.close()
+    assert not warn_of_circle(tree, str(source_tree_lock(trees[0]).lock_file), {})
+    assert list(looks) == []
+    assert not caplog.records
 
 
 #: Waits twice for what it is told to, and tells how often it looked for a circle, and when.
