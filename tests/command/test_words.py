@@ -207,10 +207,13 @@ def test_output_that_nobody_reads_or_takes_is_69_without_a_traceback(
     arguments: list[str], tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    with started(*arguments, cwd=tree, stdout=PIPE, stderr=PIPE) as process:
-        assert process.stdout is not None
+    reader, writer = os.pipe()
+    os.close(reader)  # before it starts: on a busy machine it may be done before we go on
+    with (
+        os.fdopen(writer, "wb") as stdout,
+        started(*arguments, cwd=tree, stdout=stdout, stderr=PIPE) as process,
+    ):
         assert process.stderr is not None
-        process.stdout.close()
         assert process.wait(LIMIT) == 69
         assert process.stderr.read() == b""
     if Path("/dev/full").exists():
