@@ -141,7 +141,7 @@ def test_ctrl_c_ends_a_wait_for_the_tree_at_once_and_leaves_nothing_locked(
     elsewhere = {"TMPDIR": str(tmp_path)}
     work = script(wait, INTERRUPTED)
     with held_elsewhere(tree, environ=elsewhere) as holder, Child(work, tree) as waiter:
-        wait_until(lambda: lock_file.exists() and not is_free(lock_file))
+        wait_until_blocked(waiter.pid)
         waiter.process.send_signal(signal.SIGINT)
         waiter.expect("interrupted")
         assert is_free(lock_file)
