@@ -268,7 +268,7 @@ def test_all_that_the_library_says_goes_where_one_argument_says(
             holder.say()
 
         WAYS[adapter](tree, lambda: None, lock_dir=lock_dir, say=said.append, on_wait=tell)
-        warning, wait = sorted(said, key=lambda each: each.startswith("waiting for "))
+        warning, wait = sorted(said, key=lambda each: each.startswith("waiting "))
         assert str(lock_dir) in warning
         assert wait == str(told[0])
         assert f"(pid {holder.pid})" in wait

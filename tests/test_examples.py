@@ -135,7 +135,7 @@ def test_a_frontend_cancels_its_wait_and_the_holder_stays(tree: Path) -> None:
 
 @pytest.mark.parametrize(
     ("what", "shown"),
-    [("spinner", r"\| waiting for .*\r/ waiting .*\r- waiting "), ("elapsed", "waiting 1 s for ")],
+    [("spinner", r"\| waiting .*\r/ waiting .*\r- waiting "), ("elapsed", r"waiting \d+ s for ")],
 )
 def test_a_frontend_shows_a_spinner_or_the_time_of_its_wait(
     what: str, shown: str, tree: Path

@@ -164,7 +164,10 @@ class Terminal:
             found.extend(re.finditer(pattern, self.shown))
             return bool(found)
 
-        wait_until(look)
+        try:
+            wait_until(look)
+        except AssertionError as error:
+            raise AssertionError(f"the terminal shows no {pattern!r}: {self.shown!r}") from error
         return found[0]
 
     def end(self) -> int:
