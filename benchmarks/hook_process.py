@@ -33,7 +33,7 @@ _BACKEND = "source_tree_lock.build_meta"
 #: The module, and an entry.
 _MODULES = {
     # The package imports the library at the first use of a name: then, as `from … import` does.
-    OURS: ("source_tree_lock._face", "source_tree_lock.source_tree_lock()"),
+    OURS: ("source_tree_lock._public_names", "source_tree_lock.source_tree_lock()"),
     _BACKEND: (_BACKEND, "source_tree_lock.source_tree_lock()"),
     PORTALOCKER: ("portalocker", "portalocker.Lock('lock')"),
     FILELOCK: ("filelock", "filelock.FileLock('lock')"),

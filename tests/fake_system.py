@@ -216,7 +216,7 @@ class Windows:
             importing.setattr(sys, "meta_path", finders)
             importing.setattr(os, "name", "nt")
             self.library = importlib.import_module("source_tree_lock")
-            importlib.import_module("source_tree_lock._face")  # all of it, here and now
+            importlib.import_module("source_tree_lock._public_names")  # all of it, here and now
 
     @property
     def system(self) -> Any:
@@ -251,7 +251,7 @@ class MacOS:
         patch.setattr(os, "register_at_fork", lambda **_: None)
         self.proc_visits = hide_proc(patch)
         self.library = importlib.import_module("source_tree_lock")
-        importlib.import_module("source_tree_lock._face")  # all of it, here and now
+        importlib.import_module("source_tree_lock._public_names")  # all of it, here and now
 
     def lock(self, *args: Any, **options: Any) -> Any:
         return self.library.source_tree_lock(*args, **options)

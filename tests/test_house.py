@@ -24,18 +24,18 @@ LOWEST_FIRST: Sequence[str] = """
     _system.lockers  _system.posix  _system.windows  _system.__init__
     _log
     _kernel_lock
-    _under_way  _owner
+    _entries_under_way  _owner
     _paths.__init__  _paths.digest  _paths.lock_file  _paths.mounts  _paths.tree
     _holder.__init__  _holder.processes  _holder.kernel_list  _holder.holder  _holder.record
-    _holder.look  _holder.circle
-    _wait  _options  _hook_names
-    _held  _handover  _line  _locks
+    _holder.find  _holder.circle
+    _wait_report  _options  _hook_names
+    _held  _handover  _waiting_line  _both_locks
     _endless  _waiting  _entry
     _decorator  _lock
 """.split()
 
 #: The faces. Each may import the core and the faces before it.
-FACES = ["_face", "__init__", "adapters", "build_meta", "_command", "plugins", "__main__"]
+FACES = ["_public_names", "__init__", "adapters", "build_meta", "_command", "plugins", "__main__"]
 
 #: The only room that asks which system this is.
 SYSTEM = "_system"
@@ -186,21 +186,25 @@ def test_the_core_fits_in_ones_head() -> None:
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
-        ("_line", "from ._lock import x", {"_lock"}),
-        ("_line", "from . import _lock, cache_digest", {"_lock", "__init__"}),
-        ("_line", "def f():\n    from source_tree_lock._lock import x", {"_lock"}),
-        ("_line", "import source_tree_lock._lock as lock", {"_lock"}),
-        ("_line", "import source_tree_lock", {"__init__"}),
-        ("_line", "from source_tree_lock import source_tree_lock", {"__init__"}),
+        ("_waiting_line", "from ._lock import x", {"_lock"}),
+        ("_waiting_line", "from . import _lock, cache_digest", {"_lock", "__init__"}),
+        ("_waiting_line", "def f():\n    from source_tree_lock._lock import x", {"_lock"}),
+        ("_waiting_line", "import source_tree_lock._lock as lock", {"_lock"}),
+        ("_waiting_line", "import source_tree_lock", {"__init__"}),
+        ("_waiting_line", "from source_tree_lock import source_tree_lock", {"__init__"}),
         ("adapters.rule", "from .._lock import x", {"_lock"}),
         ("adapters.rule", "from .hooks import x", {"adapters.hooks"}),
         ("adapters.__init__", "from .hooks import x", {"adapters.hooks"}),
         ("adapters.__init__", "from . import hooks", {"adapters.hooks"}),
-        ("_line", "from .adapters import locked_hooks", {"adapters.__init__"}),
-        ("_holder.look", "from .. import _system", {"_system.__init__"}),
-        ("_line", "import os\nfrom typing import Any", set()),
-        ("_line", "if TYPE_CHECKING:\n    from ._lock import x", set()),
-        ("_line", "if TYPE_CHECKING:\n    pass\nelse:\n    from ._lock import x", {"_lock"}),
+        ("_waiting_line", "from .adapters import locked_hooks", {"adapters.__init__"}),
+        ("_holder.find", "from .. import _system", {"_system.__init__"}),
+        ("_waiting_line", "import os\nfrom typing import Any", set()),
+        ("_waiting_line", "if TYPE_CHECKING:\n    from ._lock import x", set()),
+        (
+            "_waiting_line",
+            "if TYPE_CHECKING:\n    pass\nelse:\n    from ._lock import x",
+            {"_lock"},
+        ),
     ],
 )
 def test_an_import_that_runs_upwards_would_be_found(

@@ -36,7 +36,7 @@ from source_tree_lock import (
     SourceTreeLockError,
     Wait,
     _kernel_lock,
-    _line,
+    _waiting_line,
     source_tree_lock,
 )
 from source_tree_lock._entry import Entry
@@ -248,7 +248,7 @@ def test_it_passes_cpythons_own_test_of_rlock(
 
     def threads_of_the_test() -> int:
         # All but ours that waits in the kernel's queue, as long as another holds the tree.
-        return _thread._count() - len(_line._lines)
+        return _thread._count() - len(_waiting_line._lines)
 
     helper = CPYTHON.threading_helper
     monkeypatch.setattr(helper, "_thread", SimpleNamespace(_count=threads_of_the_test))

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ._face import *  # noqa: F403
-    from ._face import __all__ as __all__
+    from ._public_names import *  # noqa: F403
+    from ._public_names import __all__ as __all__
 else:
 
     def __getattr__(name: str) -> object:
         # At the first use: a frontend that builds nothing imports a plugin, and no more of this.
         if name.startswith("_") and name != "__all__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from . import _face
+        from . import _public_names
 
-        return globals().setdefault(name, getattr(_face, name))
+        return globals().setdefault(name, getattr(_public_names, name))

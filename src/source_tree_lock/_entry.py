@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 
+from ._both_locks import Locks
+from ._entries_under_way import no_longer_under_way, now_under_way
 from ._held import Hold, enter_context, hold_of
 from ._kernel_lock import forks, guard, unavailable
-from ._locks import Locks
 from ._owner import Owner
 from ._paths.lock_file import RESTARTS, place_of, restarted_in_vain
-from ._under_way import no_longer_under_way, now_under_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ._paths.lock_file import Digest, Place
     from ._paths.tree import AnyPath, Tree
-    from ._wait import Wait
+    from ._wait_report import Wait
     from ._waiting import Pause, Waiting
     from .errors import LockTimeout
 
@@ -145,8 +145,8 @@ class Entry:
     def _enter_ancestors_hold(self, tree: Tree, place: Place) -> bool:
         """Get in where an ancestor holds the tree for us, and has said so or is known for it."""
         from ._handover import believed_handover, hooks_handover, uv_holds_for_us
+        from ._holder.find import may_be_ancestors
         from ._holder.kernel_list import kernel_holders
-        from ._holder.look import may_be_ancestors
 
         locks = self.locks
         handover = believed_handover(tree)

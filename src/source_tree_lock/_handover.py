@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import NamedTuple  # portalocker, which is there by now, imports it as well
 
 from ._held import all_holds
+from ._holder.find import is_held
 from ._holder.kernel_list import kernel_holder
-from ._holder.look import is_held
 from ._holder.processes import (
     has_locked,
     is_uv,

@@ -315,7 +315,7 @@ def is_ours(descriptor: int) -> bool:
     """Whether a descriptor was opened here, and so not inherited."""
     with guard:
         found = any(descriptor in each.numbers for each in _open.values())
-    return found  # noqa: RET504 (see `_line.unwanted_grant`)
+    return found  # noqa: RET504 (see `_waiting_line.unwanted_grant`)
 
 
 # What the calls answer, in words

@@ -22,7 +22,7 @@ from ._owner import Owner, in_asyncio
 from ._paths.digest import cache_digest
 from ._paths.lock_file import Digest, place_of
 from ._paths.tree import AnyPath, Tree, open_tree
-from ._wait import Wait
+from ._wait_report import Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def source_tree_lock(
 
 def _who_holds() -> ModuleType:
     with guard:  # a fork waits for what is imported
-        from ._holder import look
-    return look
+        from ._holder import find
+    return find
 
 
 _NEEDS_ASYNCIO = (

@@ -8,7 +8,7 @@ from _thread import TIMEOUT_MAX
 
 from ._paths.lock_file import Digest
 from ._paths.tree import AnyPath
-from ._wait import Wait
+from ._wait_report import Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,14 +21,14 @@ from ._endless import (
     warn_of_circle,
     warn_of_endless_wait,
 )
-from ._holder.look import find_holder
+from ._holder.find import find_holder
 from ._kernel_lock import KernelLock, unavailable
-from ._line import Caller, TaskCaller, ThreadCaller
 from ._log import informs, logger
 from ._owner import are_threads_green, is_main_interpreter, pause
 from ._paths.lock_file import NoPlace
 from ._system import HAS_QUEUE
-from ._wait import Wait
+from ._wait_report import Wait
+from ._waiting_line import Caller, TaskCaller, ThreadCaller
 from .errors import LockTimeout
 
 TYPE_CHECKING = False

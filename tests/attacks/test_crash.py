@@ -328,7 +328,8 @@ def test_multiprocessing_lets_in_one_worker_at_a_time(
 
 
 @pytest.mark.parametrize(
-    "module", ["_line", "_handover", "_waiting", "_holder.kernel_list", "_holder.look", "_endless"]
+    "module",
+    ["_waiting_line", "_handover", "_waiting", "_holder.kernel_list", "_holder.find", "_endless"],
 )
 def test_a_child_forked_while_a_thread_imports_what_a_wait_needs_does_not_wait_for_the_import(
     tree: Path, module: str

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import logging
     from typing import Final
 
-    from .._wait import Wait
+    from .._wait_report import Wait
 
 #: Narrower terminals have no room for the name of the program.
 _WIDE: Final = 80

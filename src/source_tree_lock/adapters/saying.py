@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 from .._log import logger
 from .._options import LockOptions
-from .._wait import Wait
+from .._wait_report import Wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Final
 
-    from .._wait import Wait
+    from .._wait_report import Wait
 
 _setuptools: Final[Any] = importlib.import_module("setuptools.build_meta")  # it has no types
 

@@ -27,9 +27,9 @@ from ways import KINDS, script
 from source_tree_lock import (
     LockTimeout,
     LockUnavailable,
+    _both_locks,
     _kernel_lock,
-    _line,
-    _locks,
+    _waiting_line,
     source_tree_lock,
 )
 from source_tree_lock._kernel_lock import KernelLock
@@ -155,13 +155,13 @@ def test_a_hundred_restarts_are_enough(
         lock_file.unlink()
         return current_status(file)
 
-    monkeypatch.setattr(_locks, "current_status", removed_before_each_look)
+    monkeypatch.setattr(_both_locks, "current_status", removed_before_each_look)
     with pytest.raises(LockUnavailable, match="100") as caught:
         source_tree_lock(tree).acquire()
     assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, str(lock_file))
     assert len(looks) == 100
     assert is_free(tree)
-    monkeypatch.setattr(_locks, "current_status", current_status)
+    monkeypatch.setattr(_both_locks, "current_status", current_status)
     with source_tree_lock(tree, timeout=0):
         pass
 
@@ -169,10 +169,10 @@ def test_a_hundred_restarts_are_enough(
 def test_a_lock_file_that_is_replaced_without_end_ends_the_wait_in_line_too(
     tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
-    monkeypatch.setattr(_line, "current_status", lambda file: None)
+    monkeypatch.setattr(_waiting_line, "current_status", lambda file: None)
     with source_tree_lock(tree) as lock:
-        line = _line._Line(Place(str(lock.lock_file), is_named=False))
-        caller = _line.ThreadCaller()
+        line = _waiting_line._Line(Place(str(lock.lock_file), is_named=False))
+        caller = _waiting_line.ThreadCaller()
         line.callers.append(caller)
         serving = threading.Thread(target=line.serve)
         serving.start()
@@ -273,7 +273,11 @@ CANNOT_IMPORT = """
 
 @pytest.mark.parametrize(
     "name",
-    ["portalocker", "json", *(f"source_tree_lock.{each}" for each in ("_line", "_waiting"))],
+    [
+        "portalocker",
+        "json",
+        *(f"source_tree_lock.{each}" for each in ("_waiting_line", "_waiting")),
+    ],
 )
 def test_an_import_that_fails_is_not_blamed_on_the_file_system(name: str, tree: Path) -> None:
     what = "is to lock it" if name == "portalocker" else "is to wait"

@@ -31,7 +31,7 @@ from support import (
 )
 
 from source_tree_lock import Holder, LockUnavailable, _kernel_lock, source_tree_lock
-from source_tree_lock._holder import kernel_list, look, processes
+from source_tree_lock._holder import find, kernel_list, processes
 from source_tree_lock._holder.processes import host
 
 from .crowd import (
@@ -265,7 +265,7 @@ def test_a_tree_that_knows_no_locks_is_held_by_nobody_and_one_that_cannot_tell_s
     def refuse(_: object) -> bool:
         raise OSError(code := next(errors), os.strerror(code))
 
-    monkeypatch.setattr(look, "_names_all", lambda _: False)  # so that it has to be tried
+    monkeypatch.setattr(find, "_names_all", lambda _: False)  # so that it has to be tried
     monkeypatch.setattr(_kernel_lock.KernelLock, "try_lock", refuse)
     assert not lock.is_held()
     with pytest.raises(LockUnavailable, match="cannot tell") as caught:

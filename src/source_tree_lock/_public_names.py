@@ -5,7 +5,7 @@ from ._lock import SourceTreeLock, source_tree_lock
 from ._paths.digest import cache_digest
 from ._paths.lock_file import Digest
 from ._paths.tree import AnyPath
-from ._wait import Wait
+from ._wait_report import Wait
 from .errors import LockTimeout, LockUnavailable, SourceTreeLockError
 
 __all__ = [

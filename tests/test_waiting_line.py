@@ -27,7 +27,7 @@ from support import (
 )
 from ways import PRELUDE
 
-from source_tree_lock import LockTimeout, LockUnavailable, _line, source_tree_lock
+from source_tree_lock import LockTimeout, LockUnavailable, _waiting_line, source_tree_lock
 from source_tree_lock._kernel_lock import KernelLock
 from source_tree_lock._paths.lock_file import Place
 
@@ -58,14 +58,14 @@ def test_one_thread_waits_for_all_callers_of_a_lock_file(tree: Path, tmp_path: P
             tasks = [asyncio.create_task(enter(tree)) for tree in trees for _ in range(20)]
             for thread in threads:
                 thread.start()
-            from source_tree_lock import _line
+            from source_tree_lock import _waiting_line
             # A thread counts itself, once it runs.
             while (
-                sum(len(line.callers) for line in _line._lines.values()) < 40 * len(trees)
+                sum(len(line.callers) for line in _waiting_line._lines.values()) < 40 * len(trees)
                 or _thread._count() < 21 * len(trees)
             ):
                 await asyncio.sleep(0.001)
-            tell(len(_line._lines), _thread._count())
+            tell(len(_waiting_line._lines), _thread._count())
             heard()
             opened = set(os.listdir("/proc/self/fd")) - before
             leads = [os.readlink(f"/proc/self/fd/{each}") for each in opened if
@@ -144,13 +144,13 @@ def test_a_caller_that_gave_up_leaves_its_place_to_the_next(tree: Path, lock_fil
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The callers that have stood in line so far: a short timeout may be over before."""
     callers: list[object] = []
-    join = _line.Caller.join
+    join = _waiting_line.Caller.join
 
-    def count(self: _line.Caller, place: Place) -> None:
+    def count(self: _waiting_line.Caller, place: Place) -> None:
         callers.append(self)
         join(self, place)
 
-    monkeypatch.setattr(_line.Caller, "join", count)
+    monkeypatch.setattr(_waiting_line.Caller, "join", count)
     return callers
 
 
@@ -237,7 +237,7 @@ def test_a_try_is_not_refused_for_the_thread_of_a_caller_that_gave_up(
         thread = threading.Thread(target=give_up)
         thread.start()
         thread.join(LIMIT)
-        joined += str(lock.lock_file) in _line._lines
+        joined += str(lock.lock_file) in _waiting_line._lines
         lock.release()
     assert joined, "nobody ever stood in line"
     assert lock.acquire(blocking=False)
@@ -249,7 +249,7 @@ def test_a_try_is_refused_while_somebody_else_has_what_the_thread_waits_for(
 ) -> None:
     lock = source_tree_lock(tree)
     with held_elsewhere(tree) as holder:
-        while str(lock.lock_file) not in _line._lines:
+        while str(lock.lock_file) not in _waiting_line._lines:
             assert not lock.acquire(timeout=0.05)
         for _ in range(20):
             assert not lock.acquire(blocking=False)
@@ -276,20 +276,20 @@ def test_a_thread_that_nobody_needs_any_more_has_ended_when_the_interpreter_ends
         import atexit
         from source_tree_lock import source_tree_lock
         # Before the library's own, and so called after it.
-        atexit.register(lambda: tell(len(sys.modules["source_tree_lock._line"]._lines)))
+        atexit.register(lambda: tell(len(sys.modules["source_tree_lock._waiting_line"]._lines)))
         def give_up():
             tell(source_tree_lock(sys.argv[1]).acquire(timeout=0.05))
         with source_tree_lock(sys.argv[1]):
             thread = threading.Thread(target=give_up)
             thread.start()
             thread.join()
-            from source_tree_lock import _line
-            drop = _line._Line._drop
+            from source_tree_lock import _waiting_line
+            drop = _waiting_line._Line._drop
             def drop_slowly(*arguments):
                 time.sleep(0.2)
                 drop(*arguments)
-            _line._Line._drop = drop_slowly
-            _line._LONGEST_END = 60
+            _waiting_line._Line._drop = drop_slowly
+            _waiting_line._LONGEST_END = 60
     """
     with Child(PRELUDE + textwrap.dedent(script), tree) as child:
         child.expect("False")
@@ -371,8 +371,8 @@ def test_a_loop_that_has_stopped_keeps_nobody_out_and_asks_again_when_it_goes_on
 def test_what_a_task_took_is_offered_to_nobody_else_though_its_loop_has_ended_since() -> None:
     """The line's thread looks now and then whether the loop still runs, and may be late."""
 
-    async def stand() -> _line.TaskCaller:
-        caller = _line.TaskCaller()
+    async def stand() -> _waiting_line.TaskCaller:
+        caller = _waiting_line.TaskCaller()
         assert caller.offer(file)
         return caller
 
