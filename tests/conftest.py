@@ -37,8 +37,13 @@ _ON_REQUEST = {
 }
 
 
-def pytest_configure() -> None:
-    """Tests send signals, which nohup(1), say, has had this process ignore, and its children."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the signals that tests send heard, and with ``-n`` no worker wait for another.
+
+    nohup(1), say, has had this process ignore some of them, and its children.
+    """
+    if config.getoption("dist", "no") == "load":  # of xdist
+        config.option.dist = "worksteal"
     for name in ("SIGINT", "SIGQUIT", "SIGHUP"):
         number = getattr(signal, name, None)
         if number and signal.getsignal(number) == signal.SIG_IGN:
