@@ -52,7 +52,64 @@ def heard():
 """
 
 
-class Child:
+class Ended(AssertionError):
+    """The process told nothing more."""
+
+
+class Teller:
+    """A process that tells the test lines, by a pipe or a socket."""
+
+    def __init__(self, pid: int, output: int) -> None:
+        self.pid = pid
+        self._output = output
+        self._buffer = b""
+
+    def fileno(self) -> int:
+        """To select on: readable when the process tells something, or ended."""
+        return self._output
+
+    def line(self, seconds: float = LIMIT) -> str:
+        """The next line that the process tells."""
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._buffer:
+            remaining = max(0.0, deadline - time.monotonic())
+            if not select.select([self], [], [], remaining)[0]:
+                raise AssertionError(f"process {self.pid} told nothing for {seconds} s")
+            try:
+                chunk = os.read(self._output, 65536)
+            except ConnectionResetError:
+                chunk = b""
+            if not chunk:
+                raise Ended(f"process {self.pid} has ended")
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode()
+
+    def expect(self, words: str) -> None:
+        """Fail unless this is the next line that the process tells."""
+        line = self.line()
+        assert line == words, f"process {self.pid} told {line!r}, not {words!r}"
+
+    def has_told(self, within: float = 0) -> bool:
+        """Whether it tells anything, or ends, within so many seconds."""
+        return bool(self._buffer or select.select([self], [], [], within)[0])
+
+    def is_silent(self, seconds: float) -> bool:
+        """Whether it tells nothing for a while. What is late passes as silent: use it only to
+        show that something did *not* happen, beside another test that it does."""
+        return not self.has_told(seconds)
+
+    def rest(self) -> list[str]:
+        """All that it tells until it has ended."""
+        lines = []
+        while True:
+            try:
+                lines.append(self.line())
+            except Ended:
+                return lines
+
+
+class Child(Teller):
     """A Python process that talks to the test by lines: `tell` and `heard` on its side."""
 
     def __init__(
@@ -78,34 +135,8 @@ class Child:
             cwd=cwd,
             pass_fds=pass_fds,
         )
-        self.pid = self.process.pid
-        self._buffer = b""
-
-    def line(self, seconds: float = LIMIT) -> str:
-        """The next line that the child tells."""
         assert self.process.stdout is not None
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._buffer:
-            remaining = max(0.0, deadline - time.monotonic())
-            if not select.select([self.process.stdout], [], [], remaining)[0]:
-                raise AssertionError(f"the child told nothing for {seconds} s")
-            chunk = os.read(self.process.stdout.fileno(), 65536)
-            if not chunk:
-                raise AssertionError(f"the child ended with {self.process.wait(LIMIT)}")
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line.decode()
-
-    def expect(self, words: str) -> None:
-        """Fail unless this is the next line that the child tells."""
-        line = self.line()
-        assert line == words, f"the child told {line!r}, not {words!r}"
-
-    def is_silent(self, seconds: float) -> bool:
-        """Whether the child tells nothing for a while. What is late passes as silent: use it
-        only to show that something did *not* happen, beside another test that it does."""
-        assert self.process.stdout is not None
-        return not self._buffer and not select.select([self.process.stdout], [], [], seconds)[0]
+        super().__init__(self.process.pid, self.process.stdout.fileno())
 
     def say(self, word: str = "") -> None:
         """Tell the child something: `heard` returns it."""

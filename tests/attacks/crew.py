@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from support import LIMIT
+from support import LIMIT, Teller
 from typing_extensions import Self
 
 # The server. It is single-threaded, so that a fork of it is as good as a new process.
@@ -82,64 +82,20 @@ main()
 """
 
 
-class Ended(AssertionError):
-    """The child told nothing more."""
-
-
-class Member:
+class Member(Teller):
     """One child of the crew: `support.Child` in a hurry."""
 
     def __init__(self, pid: int, connection: socket.socket) -> None:
-        self.pid = pid
+        super().__init__(pid, connection.fileno())
         self._connection = connection
-        self._buffer = b""
         try:
             self._life: int | None = os.pidfd_open(pid)
         except ProcessLookupError:
             self._life = None
 
-    def fileno(self) -> int:
-        """To select on: readable when the child tells something, or ended."""
-        return self._connection.fileno()
-
-    def line(self, seconds: float = LIMIT) -> str:
-        """The next line that the child tells."""
-        deadline = time.monotonic() + seconds
-        while b"\n" not in self._buffer:
-            remaining = max(0.0, deadline - time.monotonic())
-            if not select.select([self._connection], [], [], remaining)[0]:
-                raise AssertionError(f"the child told nothing for {seconds} s")
-            try:
-                chunk = self._connection.recv(65536)
-            except ConnectionResetError:
-                chunk = b""
-            if not chunk:
-                raise Ended("the child has ended")
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line.decode()
-
-    def expect(self, words: str) -> None:
-        """Fail unless this is the next line that the child tells."""
-        line = self.line()
-        assert line == words, f"the child told {line!r}, not {words!r}"
-
     def say(self, word: str = "") -> None:
         """Tell the child something: `heard` returns it."""
         self._connection.sendall(word.encode() + b"\n")
-
-    def has_told(self) -> bool:
-        """Whether a line is there, or its end was seen."""
-        return bool(self._buffer or select.select([self._connection], [], [], 0)[0])
-
-    def rest(self) -> list[str]:
-        """All that it tells until it has ended."""
-        lines = []
-        while True:
-            try:
-                lines.append(self.line())
-            except Ended:
-                return lines
 
     def wait(self, seconds: float = LIMIT) -> None:
         """Until the child is dead, with all its files closed."""
