@@ -346,6 +346,34 @@ def test_a_fork_beside_threads_that_enter_and_leave_inherits_nothing(
         assert (is_free(lock_file), is_free(tree)) == (True, True)
 
 
+def test_a_child_has_every_table_that_threads_share_to_itself(tree: Path) -> None:
+    # With the GIL off, a thread of the parent may have been reading one at the fork: whoever reads
+    # that one in the child waits for ever.
+    script = """
+        from source_tree_lock import _public_names, _handover
+        def tables():
+            return {
+                f"{module.__name__}.{name}": value
+                for module in list(sys.modules.values())
+                if module.__name__.startswith("source_tree_lock.")
+                for name, value in vars(module).items()
+                if type(value) in (dict, list, set) and name.strip("_").islower()
+                if not name.startswith("__") and "._portalocker." not in module.__name__
+            }
+        with source_tree_lock(tree):
+            before = tables()
+        def look():
+            shared = [name for name, table in tables().items() if table is before.get(name)]
+            tell("shared:", *shared)
+        tell(len(before), ended(fork(look)))
+    """
+    with child(script, tree) as parent:
+        # What is to be called in a child changes only while the library is imported.
+        parent.expect("shared: source_tree_lock._kernel_lock._in_child")
+        assert int(parent.line().removesuffix(" 0")) > 5
+        assert parent.end() == 0
+
+
 def test_a_fork_during_the_first_acquisition_in_another_thread_blocks_nobody(
     tree: Path, lock_file: Path
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from .._kernel_lock import guard
+from .._kernel_lock import forgets_in_child, guard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ def cache_digest(path: PurePath) -> str:
 #: Digests of canonical paths of this system; changed under `guard` only.
 _known: dict[str, str] = {}
 _MOST_KNOWN = 1024
+
+
+@forgets_in_child
+def _forget_digests() -> None:
+    global _known
+    _known = {}
 
 
 def canonical_digest(path: str) -> str:

@@ -11,7 +11,15 @@ import stat
 from _collections_abc import Callable  # collections.abc, without the package around it
 from contextlib import suppress
 
-from .._kernel_lock import READ_ONLY, READ_WRITE, KernelLock, guard, leads_to, unavailable
+from .._kernel_lock import (
+    READ_ONLY,
+    READ_WRITE,
+    KernelLock,
+    forgets_in_child,
+    guard,
+    leads_to,
+    unavailable,
+)
 from .._log import logger
 from .._system import LINKS, let_everybody_lock, refuse_link, strangers_may_delete, temp_dir
 from ..errors import LockUnavailable
@@ -114,6 +122,12 @@ def _absolute(directory: str) -> str:
 
 #: Directories that were looked at; changed under `guard` only.
 _known_directories: set[str] = set()
+
+
+@forgets_in_child
+def _forget_directories() -> None:
+    global _known_directories
+    _known_directories = set()
 
 
 def _look_at(directory: str) -> None:

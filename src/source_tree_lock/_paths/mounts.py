@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from .._kernel_lock import Identity, guard
+from .._kernel_lock import Identity, forgets_in_child, guard
 from .._log import logger
 from .._system import PROC
 
@@ -46,6 +46,12 @@ _UNKNOWN: _Mount = ("", frozenset())
 # Both are changed under `guard` only.
 _verdicts: dict[Identity, str | None] = {}
 _warned: set[Identity] = set()
+
+
+@forgets_in_child
+def _forget_verdicts() -> None:
+    global _verdicts, _warned
+    _verdicts, _warned = {}, set()
 
 
 def warn_if_other_hosts_get_in(tree: str, identity: Identity, lock_file: str, device: int) -> None:

@@ -34,7 +34,7 @@ SAFE: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 #: How a directory is opened to be locked; ``None`` where directories cannot be locked.
 DIRECTORY: Final[int | None] = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NONBLOCK
 
-_BUSY: Final = frozenset((errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK))
+_BUSY: Final = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK)
 _CS_DARWIN_USER_TEMP_DIR: Final = 65537  # <unistd.h> of macOS
 
 
