@@ -73,9 +73,8 @@ _forks = 0
 def forgets_in_child(forget: Callable[[], None]) -> Callable[[], None]:
     """Have a function called in each forked child, which owns nothing of its parent's.
 
-    It replaces its tables by new ones and never changes them: another thread of the parent may
-    have been reading them at the fork, and with the GIL off a child waits for it for ever. That
-    goes for every table that is read without `guard`, also for what is merely known.
+    It replaces each table that is read without `guard`, and never changes it: a thread of the
+    parent may have been reading it at the fork, and with the GIL off a child waits for that thread.
     """
     _in_child.append(forget)
     return forget
