@@ -187,6 +187,17 @@ def wait_until_blocked(pid: int, seconds: float = LIMIT) -> None:
     raise AssertionError(f"process {pid} never waited for a lock")
 
 
+def wait_until_asleep(pid: int) -> None:
+    """Until the process waits for an flock, and its main thread sleeps meanwhile (Linux).
+
+    CPython looks for signals before a call that blocks, and not in the instant in which it begins:
+    a signal that comes then may be heard when the call is over.
+    """
+    wait_until_blocked(pid)
+    stat = Path(f"/proc/{pid}/stat")  # of the main thread (proc_pid_stat(5))
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S")
+
+
 def open_descriptors() -> set[str]:
     """What the descriptors of this process lead to, where the system lists them."""
     found = set()

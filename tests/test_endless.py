@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 import trio
 from in_line import WaitingTask, lock_file_of, waiting_in_line
-from support import LIMIT, Child, held_elsewhere, is_free, wait_until, wait_until_blocked
+from support import (
+    LIMIT,
+    Child,
+    held_elsewhere,
+    is_free,
+    wait_until,
+    wait_until_asleep,
+)
 
 from source_tree_lock import Wait, _kernel_lock, _waiting_line, source_tree_lock
 
@@ -115,7 +122,7 @@ def test_what_interrupts_a_wait_does_not_wait_in_its_midst(
         if waits_for == "tree":
             wait_until(lambda: not is_free(lock_file))
         else:
-            wait_until_blocked(waiter.pid)
+            wait_until_asleep(waiter.pid)
         os.kill(waiter.pid, signal.SIGUSR1)
         waiter.expect("interrupted")
         assert "being entered by this very thread" in waiter.line()
@@ -204,7 +211,7 @@ def test_a_wait_that_was_interrupted_hinders_no_later_one(tree: Path) -> None:
             tell("timed out")
     """
     with held_elsewhere(tree), Child(script, tree) as waiter:
-        wait_until_blocked(waiter.pid)
+        wait_until_asleep(waiter.pid)
         os.kill(waiter.pid, signal.SIGUSR1)
         waiter.expect("interrupted")
         waiter.expect("timed out")

@@ -19,6 +19,7 @@ from support import (
     held_elsewhere,
     is_free,
     wait_until,
+    wait_until_asleep,
     wait_until_blocked,
 )
 from ways import WAITS, script
@@ -124,7 +125,7 @@ def test_ctrl_c_ends_a_wait_for_the_lock_file_at_once_and_leaves_nothing_locked(
 ) -> None:
     work = script(wait, INTERRUPTED)
     with held_elsewhere(tree) as holder, Child(work, tree) as waiter:
-        wait_until_blocked(waiter.pid)
+        wait_until_asleep(waiter.pid)
         waiter.process.send_signal(signal.SIGINT)
         waiter.expect("interrupted")
         assert not is_free(lock_file), "the holder was not needed"

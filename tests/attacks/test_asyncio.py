@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import LIMIT, held_elsewhere, is_free, wait_until_blocked
+from support import LIMIT, held_elsewhere, is_free, wait_until_asleep, wait_until_blocked
 
 from source_tree_lock import LockTimeout, _waiting_line, source_tree_lock
 
@@ -299,7 +299,7 @@ asyncio.run(main())
             [sys.executable, "-c", script, str(tree)], stderr=subprocess.PIPE, text=True
         )
         try:
-            wait_until_blocked(program.pid)
+            wait_until_asleep(program.pid)
             program.send_signal(signal.SIGINT)
             _, printed = program.communicate(timeout=LIMIT)
         finally:
