@@ -35,6 +35,7 @@ class WaitingTask:
         self.loop = asyncio.new_event_loop()
         self.task = self.loop.create_task(self._enter(tree, timeout))
         while not waiting_in_line(lock_file):
+            assert not self.task.done()
             self.run_once()
 
     async def _enter(self, tree: Path, timeout: float | None) -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -430,18 +431,21 @@ def test_a_cancelled_task_gives_back_what_it_was_granted_in_that_moment(
 
 
 def test_a_grant_in_the_turn_of_the_loop_in_which_the_time_is_up_is_taken(
-    tree: Path, lock_file: Path, no_leaks: object
+    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
+    monotonic, ahead = time.monotonic, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + ahead[0])
     with held_elsewhere(tree) as holder:
-        waiting = WaitingTask(tree, lock_file, timeout=0.1)
+        waiting = WaitingTask(tree, lock_file, timeout=LIMIT)
         loop = waiting.loop
 
         def let_grant() -> None:
             waiting.let_grant(holder)
             loop.stop()
 
-        time_is_up = loop.time() + 0.1
+        time_is_up = loop.time() + LIMIT
         loop.call_at(time_is_up, let_grant)  # after the task's own timer, in one turn
+        ahead[0] = LIMIT
         wait_until(lambda: loop.time() > time_is_up)
         loop.run_forever()
         loop.run_until_complete(waiting.task)  # a LockTimeout would name ourselves
