@@ -80,10 +80,14 @@ class Teller:
             except ConnectionResetError:
                 chunk = b""
             if not chunk:
-                raise Ended(f"process {self.pid} has ended")
+                raise Ended(f"process {self.pid} {self.how_it_ended()}")
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode()
+
+    def how_it_ended(self) -> str:
+        """What is known of the end of one that tells nothing more."""
+        return "has ended"
 
     def expect(self, words: str) -> None:
         """Fail unless this is the next line that the process tells."""
@@ -137,6 +141,9 @@ class Child(Teller):
         )
         assert self.process.stdout is not None
         super().__init__(self.process.pid, self.process.stdout.fileno())
+
+    def how_it_ended(self) -> str:
+        return f"has ended with {self.process.wait(LIMIT)}"
 
     def say(self, word: str = "") -> None:
         """Tell the child something: `heard` returns it."""

@@ -43,15 +43,15 @@ _LOCAL_LOCKS = (
 _Mount = tuple[str, frozenset[str]]
 _UNKNOWN: _Mount = ("", frozenset())
 
-# Both are changed under `guard` only.
+# Both are changed under `guard` only. A child need not say again what was said, and has the second.
 _verdicts: dict[Identity, str | None] = {}
 _warned: set[Identity] = set()
 
 
 @forgets_in_child
 def _forget_verdicts() -> None:
-    global _verdicts, _warned
-    _verdicts, _warned = {}, set()
+    global _verdicts
+    _verdicts = {}
 
 
 def warn_if_other_hosts_get_in(tree: str, identity: Identity, lock_file: str, device: int) -> None:
