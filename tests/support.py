@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import Self
+
+from source_tree_lock import SourceTreeLock, source_tree_lock
 
 #: Longer than anything takes on a loaded machine: only a deadlock lasts this long, in seconds.
 LIMIT = 60.0
@@ -335,3 +339,59 @@ def finish(*processes: subprocess.Popen[str]) -> None:
             process.kill()  # does nothing to one that has ended
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output
+
+
+# Who holds a tree, asked in this process
+
+
+@contextmanager
+def held_by_thread(tree: Path) -> Iterator[SourceTreeLock]:
+    """Another thread of this process holds the tree."""
+    entered, leave = threading.Event(), threading.Event()
+    lock = source_tree_lock(tree)
+
+    def hold() -> None:
+        with lock:
+            entered.set()
+            assert leave.wait(LIMIT)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert entered.wait(LIMIT)
+    try:
+        yield lock
+    finally:
+        leave.set()
+        thread.join(LIMIT)
+
+
+def in_thread(function: Callable[[], object]) -> Any:
+    """What `function` returns or raises in a thread of its own."""
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(function())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(LIMIT)
+    assert outcome, "the thread has not ended"
+    return outcome[0]
+
+
+def is_taken(tree: Path) -> bool:
+    """Whether a thread that does not hold the tree is kept out of it."""
+
+    def get_in() -> bool:
+        lock = source_tree_lock(tree)
+        if not lock.acquire(blocking=False):
+            return False
+        lock.release()
+        return True
+
+    got_in = in_thread(get_in)
+    assert type(got_in) is bool, got_in
+    return not got_in

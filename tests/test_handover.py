@@ -18,6 +18,7 @@ from support import (
     HOLD,
     LIMIT,
     Child,
+    held_by_thread,
     held_elsewhere,
     is_free,
     unshared,
@@ -26,7 +27,7 @@ from support import (
     write_project,
 )
 
-from source_tree_lock import LockUnavailable, _handover, source_tree_lock
+from source_tree_lock import LockTimeout, LockUnavailable, _handover, source_tree_lock
 from source_tree_lock._handover import VARIABLE, believed_handover
 from source_tree_lock._holder.kernel_list import kernel_holder
 from source_tree_lock._paths.tree import open_tree
@@ -209,22 +210,8 @@ def test_two_holds_of_one_owner_are_handed_over_together(tree: Path, tmp_path: P
 def test_a_hold_of_another_thread_is_not_handed_over(tree: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with source_tree_lock(other):
-            held.set()
-            done.wait(LIMIT)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    try:
-        assert held.wait(LIMIT)
-        with source_tree_lock(tree) as lock:
-            assert not is_let_in(other, lock.environ)
-    finally:
-        done.set()
-        thread.join(LIMIT)
+    with held_by_thread(other), source_tree_lock(tree) as lock:
+        assert not is_let_in(other, lock.environ)
 
 
 def test_two_threads_of_a_child_keep_each_other_out(
@@ -768,3 +755,32 @@ def test_a_handed_hold_is_believed_from_a_namespace(options: tuple[str, ...], tr
     with source_tree_lock(tree) as lock:
         assert is_let_in(tree, lock.environ, prefix=prefix)
         assert not is_let_in(tree, {}, prefix=prefix)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "no JSON",
+        "17",
+        '[17, null, {}, {"tree": 1}]',
+        '[{"tree": [@], "lock_file": "\\u0000", "pid": 1, "descriptors": []}]',
+        '[{"tree": [@], "lock_file": "\\ud800", "pid": 1, "descriptors": [3]}]',
+        '[{"tree": [@], "lock_file": 17, "pid": Infinity, "descriptors": [1e300]}]',
+        '[{"tree": [@], "lock_file": "/", "pid": 1, "descriptors": [99999999999999999999, -1]}]',
+    ],
+)
+def test_nonsense_in_the_environment_hands_nothing_over_and_disturbs_nobody(
+    nonsense: str, tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    status = tree.stat()
+    nonsense = nonsense.replace("@", f"{status.st_dev}, {status.st_ino}")
+    nonsense = nonsense.replace("}", ', "pid_namespace": 0, "token": "x"}')
+    monkeypatch.setenv("SOURCE_TREE_LOCK_HELD", nonsense)
+    with held_elsewhere(tree) as child:
+        assert not source_tree_lock(tree).acquire(blocking=False)
+        with pytest.raises(LockTimeout):
+            source_tree_lock(tree, timeout=0.01).__enter__()
+        child.say()
+        child.expect("released")
+        with source_tree_lock(tree, timeout=LIMIT):
+            pass

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from support import (
     PRELUDE,
     WITHOUT_ROOTS_RIGHTS,
     Child,
+    held_by_thread,
     held_elsewhere,
     is_free,
     uv_build,
@@ -104,23 +104,10 @@ def test_flock_1_is_named(tree: Path, mode: str) -> None:
 
 @linux_only
 def test_a_holder_in_another_thread_of_this_process_is_named(tree: Path) -> None:
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with source_tree_lock(tree):
-            held.set()
-            done.wait(LIMIT)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    try:
-        assert held.wait(LIMIT)
+    with held_by_thread(tree):
         holder = whom_a_wait_is_for(tree)
         assert holder is not None
         assert (holder.pid, holder.program) == (os.getpid(), processes.program())
-    finally:
-        done.set()
-        thread.join()
 
 
 @linux_only
