@@ -1,0 +1,1 @@
+"""Around other tools' calls, tested."""
