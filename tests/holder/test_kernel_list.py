@@ -61,3 +61,16 @@ def test_a_lock_that_a_look_at_a_changing_list_overlooks_is_found_by_the_next(
         kernel_list, "open", lambda *_: io.BytesIO(next(looks).encode()), raising=False
     )
     assert kernel_list.kernel_holder((os.makedev(0xFE, 0), 4713)) == 14
+
+
+@linux_only
+def test_a_lock_that_two_looks_at_a_long_list_overlook_in_the_same_way_is_found_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that locks and unlocks may change the list between its pages twice alike."""
+    others = "".join(f"{n}: FLOCK  ADVISORY  WRITE 9 fe:09:{n} 0 EOF\n" for n in range(7, 99))
+    looks = iter([others, others, LOCKS + others])
+    monkeypatch.setattr(
+        kernel_list, "open", lambda *_: io.BytesIO(next(looks).encode()), raising=False
+    )
+    assert kernel_list.kernel_holder((os.makedev(0xFE, 0), 4713)) == 14
