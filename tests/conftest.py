@@ -20,7 +20,7 @@ ON_WINDOWS = frozenset(
         "paths/test_digest.py",
         "paths/test_lock_file.py",
         "paths/test_tree.py",
-        "system/test_lockers.py",
+        "system/test_from_portalocker.py",
         "system/test_windows.py",
         "test_house.py",
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from support import Child, is_free, wait_until
 
-from source_tree_lock import _waiting_line, source_tree_lock
+from source_tree_lock import _queue, source_tree_lock
 
 
-def line_of(lock_file: Path) -> _waiting_line._Line | None:
-    return _waiting_line._lines.get(str(lock_file))
+def line_of(lock_file: Path) -> _queue._Line | None:
+    return _queue._lines.get(str(lock_file))
 
 
 def waiting_in_line(lock_file: Path) -> int:

@@ -29,7 +29,7 @@ from source_tree_lock import (
     LockUnavailable,
     _both_locks,
     _kernel_lock,
-    _waiting_line,
+    _queue,
     source_tree_lock,
 )
 from source_tree_lock._kernel_lock import KernelLock
@@ -169,10 +169,10 @@ def test_a_hundred_restarts_are_enough(
 def test_a_lock_file_that_is_replaced_without_end_ends_the_wait_in_line_too(
     tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
-    monkeypatch.setattr(_waiting_line, "current_status", lambda file: None)
+    monkeypatch.setattr(_queue, "current_status", lambda file: None)
     with source_tree_lock(tree) as lock:
-        line = _waiting_line._Line(Place(str(lock.lock_file), is_named=False))
-        caller = _waiting_line.ThreadCaller()
+        line = _queue._Line(Place(str(lock.lock_file), is_named=False))
+        caller = _queue.ThreadCaller()
         line.callers.append(caller)
         serving = threading.Thread(target=line.serve)
         serving.start()
@@ -276,7 +276,7 @@ CANNOT_IMPORT = """
     [
         "portalocker",
         "json",
-        *(f"source_tree_lock.{each}" for each in ("_waiting_line", "_waiting")),
+        *(f"source_tree_lock.{each}" for each in ("_queue", "_waiting")),
     ],
 )
 def test_an_import_that_fails_is_not_blamed_on_the_file_system(name: str, tree: Path) -> None:

@@ -19,7 +19,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 #: The parent's side: it forks a child, which talks by a pipe of its own.
 PRELUDE = """
 import asyncio, os, signal, sys, threading, time, warnings
-from source_tree_lock import LockTimeout, _waiting_line, source_tree_lock
+from source_tree_lock import LockTimeout, _queue, source_tree_lock
 
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
 tree = sys.argv[1]
@@ -293,7 +293,7 @@ def test_a_child_may_wait_though_a_task_of_its_parent_did(tree: Path, lock_file:
                 tell("child is in")
         async def main():
             task = asyncio.create_task(source_tree_lock(tree).__aenter__())
-            while not _waiting_line._lines:
+            while not _queue._lines:
                 await asyncio.sleep(0)
             tell("waits")
             await asyncio.to_thread(heard)

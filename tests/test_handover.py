@@ -29,7 +29,7 @@ from support import (
 
 from source_tree_lock import LockTimeout, LockUnavailable, _handover, source_tree_lock
 from source_tree_lock._handover import VARIABLE, believed_handover
-from source_tree_lock._holder.kernel_list import kernel_holder
+from source_tree_lock._holder.proc_locks import kernel_holder
 from source_tree_lock._paths.tree import open_tree
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="flock(2) and its descriptors")

@@ -21,16 +21,16 @@ PACKAGE = "source_tree_lock"
 #: The core. Each module may import what stands before it, and nothing else of the library.
 LOWEST_FIRST: Sequence[str] = """
     errors
-    _system.lockers  _system.posix  _system.windows  _system.__init__
+    _system.from_portalocker  _system.posix  _system.windows  _system.__init__
     _log
     _kernel_lock
-    _entries_under_way  _owner
+    _unfinished_entries  _owner
     _paths.__init__  _paths.digest  _paths.lock_file  _paths.mounts  _paths.tree
-    _holder.__init__  _holder.processes  _holder.kernel_list  _holder.holder  _holder.record
+    _holder.__init__  _holder.processes  _holder.proc_locks  _holder.holder  _holder.record
     _holder.find  _holder.circle
     _wait_report  _options  _hook_names
-    _held  _handover  _waiting_line  _both_locks
-    _endless  _waiting  _entry
+    _held  _handover  _queue  _both_locks
+    _deadlocks  _waiting  _entry
     _decorator  _lock
 """.split()
 
@@ -186,22 +186,22 @@ def test_the_core_fits_in_ones_head() -> None:
 @pytest.mark.parametrize(
     ("name", "source", "expected"),
     [
-        ("_waiting_line", "from ._lock import x", {"_lock"}),
-        ("_waiting_line", "from . import _lock, cache_digest", {"_lock", "__init__"}),
-        ("_waiting_line", "def f():\n    from source_tree_lock._lock import x", {"_lock"}),
-        ("_waiting_line", "import source_tree_lock._lock as lock", {"_lock"}),
-        ("_waiting_line", "import source_tree_lock", {"__init__"}),
-        ("_waiting_line", "from source_tree_lock import source_tree_lock", {"__init__"}),
-        ("adapters.rule", "from .._lock import x", {"_lock"}),
-        ("adapters.rule", "from .hooks import x", {"adapters.hooks"}),
+        ("_queue", "from ._lock import x", {"_lock"}),
+        ("_queue", "from . import _lock, cache_digest", {"_lock", "__init__"}),
+        ("_queue", "def f():\n    from source_tree_lock._lock import x", {"_lock"}),
+        ("_queue", "import source_tree_lock._lock as lock", {"_lock"}),
+        ("_queue", "import source_tree_lock", {"__init__"}),
+        ("_queue", "from source_tree_lock import source_tree_lock", {"__init__"}),
+        ("adapters.which_trees", "from .._lock import x", {"_lock"}),
+        ("adapters.which_trees", "from .hooks import x", {"adapters.hooks"}),
         ("adapters.__init__", "from .hooks import x", {"adapters.hooks"}),
         ("adapters.__init__", "from . import hooks", {"adapters.hooks"}),
-        ("_waiting_line", "from .adapters import locked_hooks", {"adapters.__init__"}),
+        ("_queue", "from .adapters import locked_hooks", {"adapters.__init__"}),
         ("_holder.find", "from .. import _system", {"_system.__init__"}),
-        ("_waiting_line", "import os\nfrom typing import Any", set()),
-        ("_waiting_line", "if TYPE_CHECKING:\n    from ._lock import x", set()),
+        ("_queue", "import os\nfrom typing import Any", set()),
+        ("_queue", "if TYPE_CHECKING:\n    from ._lock import x", set()),
         (
-            "_waiting_line",
+            "_queue",
             "if TYPE_CHECKING:\n    pass\nelse:\n    from ._lock import x",
             {"_lock"},
         ),

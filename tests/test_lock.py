@@ -23,7 +23,7 @@ from support import LIMIT, held_by_thread, held_elsewhere, in_thread, is_taken
 from source_tree_lock import (
     LockTimeout,
     SourceTreeLock,
-    _waiting_line,
+    _queue,
     source_tree_lock,
 )
 
@@ -180,7 +180,7 @@ def test_it_passes_cpythons_own_test_of_rlock(
 
     def threads_of_the_test() -> int:
         # All but ours that waits in the kernel's queue, as long as another holds the tree.
-        return _thread._count() - len(_waiting_line._lines)
+        return _thread._count() - len(_queue._lines)
 
     helper = CPYTHON.threading_helper
     monkeypatch.setattr(helper, "_thread", SimpleNamespace(_count=threads_of_the_test))

@@ -22,7 +22,7 @@ from support import LIMIT, Child, held_elsewhere, is_free, wait_until
 from ways import WAYS
 
 from source_tree_lock import Holder, LockTimeout, Wait, source_tree_lock
-from source_tree_lock._holder.kernel_list import kernel_holder
+from source_tree_lock._holder.proc_locks import kernel_holder
 from source_tree_lock.adapters import locked_hooks, locked_runner
 
 

@@ -83,7 +83,7 @@ class Locks:
                 return True
             what = "what is to wait cannot be imported"
             with guard:  # a fork waits for what is imported
-                from ._waiting_line import unwanted_grant
+                from ._queue import unwanted_grant
 
             what = _REFUSED
             self.blocked_by = self.file

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 
 from ._both_locks import Locks
-from ._entries_under_way import no_longer_under_way, now_under_way
 from ._held import Hold, enter_context, hold_of
 from ._kernel_lock import forks, guard, unavailable
 from ._owner import Owner
 from ._paths.lock_file import RESTARTS, place_of, restarted_in_vain
+from ._unfinished_entries import no_longer_under_way, now_under_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Entry:
         """Get in where an ancestor holds the tree for us, and has said so or is known for it."""
         from ._handover import believed_handover, hooks_handover, uv_holds_for_us
         from ._holder.find import may_be_ancestors
-        from ._holder.kernel_list import kernel_holders
+        from ._holder.proc_locks import kernel_holders
 
         locks = self.locks
         handover = believed_handover(tree)

@@ -13,7 +13,7 @@ from typing import NamedTuple  # portalocker, which is there by now, imports it 
 
 from ._held import all_holds
 from ._holder.find import is_held
-from ._holder.kernel_list import kernel_holder
+from ._holder.proc_locks import kernel_holder
 from ._holder.processes import (
     has_locked,
     is_uv,

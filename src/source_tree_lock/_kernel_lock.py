@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from _collections_abc import Callable
     from typing import Final, NoReturn
 
-    from ._system.lockers import LockingCalls
+    from ._system.from_portalocker import LockingCalls
 
 #: Device and inode: what a path leads to, whatever it is called there.
 Identity = tuple[int, int]
@@ -315,7 +315,7 @@ def is_ours(descriptor: int) -> bool:
     """Whether a descriptor was opened here, and so not inherited."""
     with guard:
         found = any(descriptor in each.numbers for each in _open.values())
-    return found  # noqa: RET504 (see `_waiting_line.unwanted_grant`)
+    return found  # noqa: RET504 (see `_queue.unwanted_grant`)
 
 
 # What the calls answer, in words

@@ -12,7 +12,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 
-from ._endless import (
+from ._deadlocks import (
     LOOK_AFTER,
     Watched,
     held_by,
@@ -26,9 +26,9 @@ from ._kernel_lock import KernelLock, unavailable
 from ._log import informs, logger
 from ._owner import are_threads_green, is_main_interpreter, pause
 from ._paths.lock_file import NoPlace
+from ._queue import Caller, TaskCaller, ThreadCaller
 from ._system import HAS_QUEUE
 from ._wait_report import Wait
-from ._waiting_line import Caller, TaskCaller, ThreadCaller
 from .errors import LockTimeout
 
 TYPE_CHECKING = False

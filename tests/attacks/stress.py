@@ -33,7 +33,7 @@ from source_tree_lock import (
     Wait,
     _held,
     _kernel_lock,
-    _waiting_line,
+    _queue,
     source_tree_lock,
 )
 
@@ -247,7 +247,7 @@ def left_behind(trees: Trees, before: tuple[int, set[str]]) -> list[str]:
     tables = {
         "holds": _held._holds,
         "open": _kernel_lock._open,
-        "lines": _waiting_line._lines,
+        "lines": _queue._lines,
     }
     found = [f"{name}: {table}" for name, table in tables.items() if table]
     found += [f"open: {each}" for each in open_descriptors() - descriptors]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support import LIMIT, held_elsewhere, is_free, wait_until_asleep, wait_until_blocked
 
-from source_tree_lock import LockTimeout, _waiting_line, source_tree_lock
+from source_tree_lock import LockTimeout, _queue, source_tree_lock
 
 from .crew import Crew
 
@@ -36,7 +36,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 def _no_thread_waits() -> bool:
-    return not _waiting_line._lines
+    return not _queue._lines
 
 
 def _run(loop: asyncio.AbstractEventLoop, until: Callable[[], bool]) -> None:

@@ -329,7 +329,7 @@ def test_multiprocessing_lets_in_one_worker_at_a_time(
 
 @pytest.mark.parametrize(
     "module",
-    ["_waiting_line", "_handover", "_waiting", "_holder.kernel_list", "_holder.find", "_endless"],
+    ["_queue", "_handover", "_waiting", "_holder.proc_locks", "_holder.find", "_deadlocks"],
 )
 def test_a_child_forked_while_a_thread_imports_what_a_wait_needs_does_not_wait_for_the_import(
     tree: Path, module: str

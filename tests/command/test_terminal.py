@@ -15,7 +15,7 @@ import pytest
 from support import LIMIT, held_elsewhere, is_free, wait_until, wait_until_blocked
 
 from source_tree_lock import source_tree_lock
-from source_tree_lock._command import words
+from source_tree_lock._command import messages
 
 from .driver import (
     COMMAND,
@@ -119,9 +119,9 @@ def test_a_terminal_that_tells_no_width_is_taken_for_a_usual_one(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "get_terminal_size", hung_up)
-    assert words.columns() == 80
+    assert messages.columns() == 80
     monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size((0, 0)))
-    assert words.columns() == 80
+    assert messages.columns() == 80
 
 
 # A wait

@@ -24,7 +24,7 @@ from support import (
 )
 
 from source_tree_lock import source_tree_lock
-from source_tree_lock._endless import warn_of_circle
+from source_tree_lock._deadlocks import warn_of_circle
 from source_tree_lock._holder import circle
 from source_tree_lock._paths.tree import open_tree
 

@@ -31,7 +31,7 @@ from support import (
 )
 
 from source_tree_lock import Holder, LockUnavailable, _kernel_lock, source_tree_lock
-from source_tree_lock._holder import find, kernel_list, processes
+from source_tree_lock._holder import find, proc_locks, processes
 from source_tree_lock._holder.processes import host
 
 from .crowd import (
@@ -468,7 +468,7 @@ def test_on_a_mixed_overlay_a_file_with_the_number_of_a_directory_is_a_strangers
             child.expect("held")
             inodes = {path: (os.stat(path).st_dev, os.stat(path).st_ino) for path in trees}
             taken_for = [
-                path for path in trees if kernel_list.kernel_holder(inodes[path]) == child.pid
+                path for path in trees if proc_locks.kernel_holder(inodes[path]) == child.pid
             ]
             if not taken_for:
                 pytest.skip("no two of them have the same number here")

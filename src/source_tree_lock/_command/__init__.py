@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 
 from ..errors import LockUnavailable
-from .words import BAD_USAGE, SIGNALLED, UNAVAILABLE, fail
+from .messages import BAD_USAGE, SIGNALLED, UNAVAILABLE, fail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import errno
 import os
 import shlex
 
-from .words import PROGRAM
+from .messages import PROGRAM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

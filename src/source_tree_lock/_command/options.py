@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from .words import BAD_USAGE, PROGRAM, fail
+from .messages import BAD_USAGE, PROGRAM, fail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from .._lock import source_tree_lock
 from .._system import run_command
 from ..errors import LockTimeout
 from .hints import why_not_executable, why_not_found
+from .messages import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, fail
 from .waiting import Teller
-from .words import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, fail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

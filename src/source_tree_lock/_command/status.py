@@ -8,11 +8,11 @@ import os
 import time
 
 from .._holder.holder import Holder
-from .._holder.kernel_list import kernel_holders, waiters
+from .._holder.proc_locks import kernel_holders, waiters
 from .._holder.processes import as_name, has_locked, host, line_of_descent, program_of
 from .._lock import SourceTreeLock, source_tree_lock
 from .._system import PROC
-from .words import HELD, shown
+from .messages import HELD, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from .._log import logger
-from .words import PROGRAM, columns, is_terminal, say
+from .messages import PROGRAM, columns, is_terminal, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

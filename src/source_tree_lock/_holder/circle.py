@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from .._paths.digest import canonical_digest
-from .kernel_list import Key, flocks, key_of
+from .proc_locks import Key, flocks, key_of
 from .processes import flocked_paths, line_of_descent, program_of
 
 TYPE_CHECKING = False

@@ -16,7 +16,7 @@ from .._kernel_lock import (
 from .._paths.mounts import is_local
 from .._system import DIRECTORY
 from .holder import Holder
-from .kernel_list import is_readable, kernel_holder, kernel_holders
+from .proc_locks import is_readable, kernel_holder, kernel_holders
 from .processes import (
     INITIAL_PID_NAMESPACE,
     has_locked,

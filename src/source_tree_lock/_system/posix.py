@@ -9,14 +9,14 @@ import stat
 import sys
 from contextlib import suppress
 
-from .lockers import import_lockers
+from .from_portalocker import import_lockers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
-    from .lockers import LockingCalls
+    from .from_portalocker import LockingCalls
 
 #: Whether the kernel has a queue in which a caller can wait for a lock.
 HAS_QUEUE: Final = True

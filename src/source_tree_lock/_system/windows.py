@@ -7,14 +7,14 @@ import errno
 import os
 
 from ..errors import LockUnavailable
-from .lockers import import_lockers
+from .from_portalocker import import_lockers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
-    from .lockers import LockingCalls
+    from .from_portalocker import LockingCalls
 
 # What each name means is said in `posix`.
 HAS_QUEUE: Final = False

@@ -9,9 +9,9 @@ from .._hook_names import HOOK_NAMES
 from .._lock import SourceTreeLock, lock_like, source_tree_lock
 from .._options import LockOptions
 from .._paths.tree import AnyPath
-from .rule import Rule, is_setuptools
+from .output import said_by, with_say
 from .runner import runner_by
-from .saying import said_by, with_say
+from .which_trees import Rule, is_setuptools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 from .._lock import SourceTreeLock, lock_like, source_tree_lock
 from .._options import LockOptions
-from .rule import Rule, is_setuptools
-from .saying import said_by, with_say
+from .output import said_by, with_say
+from .which_trees import Rule, is_setuptools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -157,7 +157,7 @@ def _build_base() -> str:
     with suppress(OSError, KeyError), open("pyproject.toml", "rb") as file:
         text = file.read()
         if b"distutils" in text:  # few have it, and a hook need not pay for what reads it
-            from ..adapters.rule import load_toml
+            from ..adapters.which_trees import load_toml
 
             table = load_toml(text)
             # Else setuptools passes it over.

@@ -28,7 +28,7 @@ from support import (
 )
 from ways import PRELUDE
 
-from source_tree_lock import LockTimeout, LockUnavailable, _waiting_line, source_tree_lock
+from source_tree_lock import LockTimeout, LockUnavailable, _queue, source_tree_lock
 from source_tree_lock._kernel_lock import KernelLock
 from source_tree_lock._paths.lock_file import Place
 
@@ -59,14 +59,14 @@ def test_one_thread_waits_for_all_callers_of_a_lock_file(tree: Path, tmp_path: P
             tasks = [asyncio.create_task(enter(tree)) for tree in trees for _ in range(20)]
             for thread in threads:
                 thread.start()
-            from source_tree_lock import _waiting_line
+            from source_tree_lock import _queue
             # A thread counts itself, once it runs.
             while (
-                sum(len(line.callers) for line in _waiting_line._lines.values()) < 40 * len(trees)
+                sum(len(line.callers) for line in _queue._lines.values()) < 40 * len(trees)
                 or _thread._count() < 21 * len(trees)
             ):
                 await asyncio.sleep(0.001)
-            tell(len(_waiting_line._lines), _thread._count())
+            tell(len(_queue._lines), _thread._count())
             heard()
             opened = set(os.listdir("/proc/self/fd")) - before
             leads = [os.readlink(f"/proc/self/fd/{each}") for each in opened if
@@ -145,13 +145,13 @@ def test_a_caller_that_gave_up_leaves_its_place_to_the_next(tree: Path, lock_fil
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The callers that have stood in line so far: a short timeout may be over before."""
     callers: list[object] = []
-    join = _waiting_line.Caller.join
+    join = _queue.Caller.join
 
-    def count(self: _waiting_line.Caller, place: Place) -> None:
+    def count(self: _queue.Caller, place: Place) -> None:
         callers.append(self)
         join(self, place)
 
-    monkeypatch.setattr(_waiting_line.Caller, "join", count)
+    monkeypatch.setattr(_queue.Caller, "join", count)
     return callers
 
 
@@ -238,7 +238,7 @@ def test_a_try_is_not_refused_for_the_thread_of_a_caller_that_gave_up(
         thread = threading.Thread(target=give_up)
         thread.start()
         thread.join(LIMIT)
-        joined += str(lock.lock_file) in _waiting_line._lines
+        joined += str(lock.lock_file) in _queue._lines
         lock.release()
     assert joined, "nobody ever stood in line"
     assert lock.acquire(blocking=False)
@@ -250,7 +250,7 @@ def test_a_try_is_refused_while_somebody_else_has_what_the_thread_waits_for(
 ) -> None:
     lock = source_tree_lock(tree)
     with held_elsewhere(tree) as holder:
-        while str(lock.lock_file) not in _waiting_line._lines:
+        while str(lock.lock_file) not in _queue._lines:
             assert not lock.acquire(timeout=0.05)
         for _ in range(20):
             assert not lock.acquire(blocking=False)
@@ -277,20 +277,20 @@ def test_a_thread_that_nobody_needs_any_more_has_ended_when_the_interpreter_ends
         import atexit
         from source_tree_lock import source_tree_lock
         # Before the library's own, and so called after it.
-        atexit.register(lambda: tell(len(sys.modules["source_tree_lock._waiting_line"]._lines)))
+        atexit.register(lambda: tell(len(sys.modules["source_tree_lock._queue"]._lines)))
         def give_up():
             tell(source_tree_lock(sys.argv[1]).acquire(timeout=0.05))
         with source_tree_lock(sys.argv[1]):
             thread = threading.Thread(target=give_up)
             thread.start()
             thread.join()
-            from source_tree_lock import _waiting_line
-            drop = _waiting_line._Line._drop
+            from source_tree_lock import _queue
+            drop = _queue._Line._drop
             def drop_slowly(*arguments):
                 time.sleep(0.2)
                 drop(*arguments)
-            _waiting_line._Line._drop = drop_slowly
-            _waiting_line._LONGEST_END = 60
+            _queue._Line._drop = drop_slowly
+            _queue._LONGEST_END = 60
     """
     with Child(PRELUDE + textwrap.dedent(script), tree) as child:
         child.expect("False")
@@ -372,8 +372,8 @@ def test_a_loop_that_has_stopped_keeps_nobody_out_and_asks_again_when_it_goes_on
 def test_what_a_task_took_is_offered_to_nobody_else_though_its_loop_has_ended_since() -> None:
     """The line's thread looks now and then whether the loop still runs, and may be late."""
 
-    async def stand() -> _waiting_line.TaskCaller:
-        caller = _waiting_line.TaskCaller()
+    async def stand() -> _queue.TaskCaller:
+        caller = _queue.TaskCaller()
         assert caller.offer(file)
         return caller
 

@@ -22,7 +22,7 @@ from support import (
     wait_until_asleep,
 )
 
-from source_tree_lock import Wait, _kernel_lock, _waiting_line, source_tree_lock
+from source_tree_lock import Wait, _kernel_lock, _queue, source_tree_lock
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
 
@@ -180,7 +180,7 @@ def test_a_plain_entry_beside_a_stopped_loop_whose_task_was_granted_the_lock_is_
     tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
     # So long, the line's thread does not look whether the loop still runs.
-    monkeypatch.setattr(_waiting_line, "_FIRST_PAUSE", LIMIT)
+    monkeypatch.setattr(_queue, "_FIRST_PAUSE", LIMIT)
     with held_elsewhere(tree) as holder:
         waiting = WaitingTask(tree, lock_file)
         assert not source_tree_lock(tree).acquire(timeout=0.01)

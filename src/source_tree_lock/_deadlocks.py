@@ -6,12 +6,12 @@ import _thread
 import os
 import time
 
-from ._entries_under_way import others_under_way
 from ._held import all_holds, hold_of, was_started_from
 from ._kernel_lock import guard, leads_to
 from ._log import logger
 from ._owner import are_threads_green
 from ._system import start_thread
+from ._unfinished_entries import others_under_way
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

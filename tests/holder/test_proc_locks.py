@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from source_tree_lock._holder import kernel_list
+from source_tree_lock._holder import proc_locks
 
 from .crowd import linux_only
 
@@ -47,8 +47,8 @@ def test_the_kernels_list_is_read_exactly(
         assert (path, mode) == ("/proc/locks", "rb")
         return io.BytesIO(LOCKS.encode())
 
-    monkeypatch.setattr(kernel_list, "open", fake_open, raising=False)
-    assert kernel_list.kernel_holder((os.makedev(*device), inode)) == pid
+    monkeypatch.setattr(proc_locks, "open", fake_open, raising=False)
+    assert proc_locks.kernel_holder((os.makedev(*device), inode)) == pid
 
 
 @linux_only
@@ -58,9 +58,9 @@ def test_a_lock_that_a_look_at_a_changing_list_overlooks_is_found_by_the_next(
     lines = LOCKS.splitlines(keepends=True)
     looks = iter(["".join(lines[:count]) for count in (5, 4, 6)])
     monkeypatch.setattr(
-        kernel_list, "open", lambda *_: io.BytesIO(next(looks).encode()), raising=False
+        proc_locks, "open", lambda *_: io.BytesIO(next(looks).encode()), raising=False
     )
-    assert kernel_list.kernel_holder((os.makedev(0xFE, 0), 4713)) == 14
+    assert proc_locks.kernel_holder((os.makedev(0xFE, 0), 4713)) == 14
 
 
 @linux_only
@@ -71,6 +71,6 @@ def test_a_lock_that_two_looks_at_a_long_list_overlook_in_the_same_way_is_found_
     others = "".join(f"{n}: FLOCK  ADVISORY  WRITE 9 fe:09:{n} 0 EOF\n" for n in range(7, 99))
     looks = iter([others, others, LOCKS + others])
     monkeypatch.setattr(
-        kernel_list, "open", lambda *_: io.BytesIO(next(looks).encode()), raising=False
+        proc_locks, "open", lambda *_: io.BytesIO(next(looks).encode()), raising=False
     )
-    assert kernel_list.kernel_holder((os.makedev(0xFE, 0), 4713)) == 14
+    assert proc_locks.kernel_holder((os.makedev(0xFE, 0), 4713)) == 14
