@@ -85,7 +85,7 @@ def micros(make: Callable[[], AbstractContextManager[object]], times: int) -> fl
     return (time.perf_counter() - started) / times * 1e6
 
 
-def number(value: float) -> str:
-    """Three significant digits, never with an exponent."""
-    text = f"{value:.{max(0, 2 - math.floor(math.log10(abs(value) or 1)))}f}"
+def number(value: float, digits: int = 3) -> str:
+    """So many significant digits, never with an exponent."""
+    text = f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value) or 1)))}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -33,7 +33,7 @@ class Section:
 
     def goal(self, what: str, measured: float, limit: float, reason: str, unit: str = "") -> None:
         """``measured`` is to be at most ``limit``, for a reason that a user feels, in a line."""
-        numbers = (f"{number(each)} {unit}".strip() for each in (limit, measured))
+        numbers = (f"{number(each, 4)} {unit}".strip() for each in (limit, measured))
         verdict = "reached" if measured <= limit else "**missed**"
         self._goals.append([what, *numbers, verdict, reason])
 

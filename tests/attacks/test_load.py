@@ -179,14 +179,15 @@ def _script(text: str) -> str:
 
 @pytest.mark.once
 @pytest.mark.parametrize("seconds", [None, 3600], ids=["for ever", "in time"])
-def test_200_processes_get_in_and_wait_a_few_fair_turns_at_most(
+def test_a_crowd_of_processes_gets_in_and_waits_a_few_fair_turns_at_most(
     crew: Crew,
     tree: Path,
     counter: Path,
     seconds: float | None,
+    long_run: bool,
     count_cases: Callable[[int], None],
 ) -> None:
-    number = 200
+    number = 200 if long_run else 60
     members = [
         crew.start(_script(_PROCESS), tree, counter, TIMES, 2 * HOLD, seconds)
         for _ in range(number)
@@ -244,8 +245,10 @@ def test_a_crowd_in_one_process_gets_in_and_leaves_nothing(
     number: int,
     hold: float,
     seconds: float | None,
+    long_run: bool,
     count_cases: Callable[[int], None],
 ) -> None:
+    number = number if long_run else number // 4
     with source_tree_lock(tree):
         member = crew.start(_script(script), tree, counter, TIMES, hold, seconds, number)
         _wait_until_blocked([member])
@@ -310,10 +313,11 @@ def test_a_crowd_that_takes_two_trees_in_one_order_is_warned_of_nothing(
     tree: Path,
     counter: Path,
     seconds: float | None,
+    long_run: bool,
     count_cases: Callable[[int], None],
 ) -> None:
     """Each waits for long with a tree of its own: it looks for a circle, and there is none."""
-    number, times = 16, 2
+    number, times = 16, 2 if long_run else 1
     trees = [tree / name for name in "abcdefgh"]
     for each in trees:
         each.mkdir()
