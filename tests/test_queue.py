@@ -30,7 +30,7 @@ from ways import PRELUDE
 
 from source_tree_lock import LockTimeout, LockUnavailable, _queue, source_tree_lock
 from source_tree_lock._kernel_lock import KernelLock
-from source_tree_lock._paths.lock_file import Place
+from source_tree_lock._paths.lock_file import Place, open_lock_file
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
@@ -258,6 +258,24 @@ def test_a_try_is_refused_while_somebody_else_has_what_the_thread_waits_for(
         holder.expect("released")
     assert lock.acquire(blocking=False)
     lock.release()
+
+
+def test_a_try_is_refused_though_the_thread_waits_for_a_lock_file_that_was_replaced(
+    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    """Its caller gave up, and it is about to be granted the old file, which nobody wants."""
+    place = Place(str(lock_file), is_named=False)
+    line = _queue._Line(place)
+    line.file = open_lock_file(place)
+    lock_file.unlink()
+    somebody_else = open_lock_file(place)
+    assert somebody_else.try_lock()
+    with monkeypatch.context() as patch:
+        patch.setitem(_queue._lines, place.path, line)
+        assert not source_tree_lock(tree).acquire(blocking=False)
+        assert not line.is_taken_over
+    somebody_else.close()
+    line.file.close()
 
 
 # Loops that are closed, and tasks that are cancelled

@@ -140,7 +140,7 @@ def unwanted_grant(wanted: KernelLock) -> KernelLock | None:
 
     Its thread still waits on behalf of callers that gave up, and is granted the lock for nobody.
     To lock the very file that it has open changes nothing where the thread was granted the lock
-    just now, and fails where somebody else has it.
+    just now, and fails where somebody else has it. Nobody wants a file that was replaced since.
 
     Raises:
         OSError: the kernel refuses.
@@ -150,8 +150,9 @@ def unwanted_grant(wanted: KernelLock) -> KernelLock | None:
     with guard:
         line = _lines.get(wanted.path)
         granted = None
-        if line is not None and not line.callers and line.file is not None:
-            granted = line.file.locked_copy()
+        file = None if line is None or line.callers else line.file
+        if file is not None and file.identity == wanted.identity:
+            granted = file.locked_copy()
         if line is not None and granted is not None:
             line.is_taken_over = True
             wanted.close()
