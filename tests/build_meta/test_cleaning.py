@@ -399,7 +399,7 @@ def start_over(tree: Path) -> None:
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("hook", "moments"), [("build_wheel", 6), ("build_sdist", 3)])
+@pytest.mark.parametrize(("hook", "moments"), [("build_wheel", 10), ("build_sdist", 3)])
 def test_a_build_that_is_killed_poisons_no_later_one(
     tree: Path, tmp_path: Path, hook: str, moments: int, long_run: bool
 ) -> None:

@@ -141,7 +141,7 @@ def waits_of(terminal: Terminal) -> list[str]:
     return [line for line in lines if "waiting" in line]
 
 
-WIDTHS = [50, 200]
+WIDTHS = [50, 80, 200]
 #: As a screen shows it.
 DOUBLED = "".join(2 * each for each in WIDE)
 
