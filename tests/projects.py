@@ -6,8 +6,12 @@ import hashlib
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from source_tree_lock import source_tree_lock
+
+if TYPE_CHECKING:
+    from pyproject_hooks import BuildBackendHookCaller
 
 #: What an archive holds: the name of each file with the hash of its content.
 Content = dict[str, str]
@@ -92,3 +96,18 @@ def content(archive: Path) -> Content:
                 data = b"" if file is None else file.read()
                 found[member.name] = hashlib.sha256(data).hexdigest()
     return found
+
+
+#: What setuptools is told to do by all hooks together: the words of a `Witness` begin with them.
+ALL_COMMANDS = {"egg_info", "dist_info", "bdist_wheel", "sdist", "editable_wheel"}
+
+
+def call_all_hooks(hooks: BuildBackendHookCaller, out: Path) -> None:
+    hooks.get_requires_for_build_wheel()
+    hooks.prepare_metadata_for_build_wheel(str(out))
+    hooks.build_wheel(str(out))
+    hooks.get_requires_for_build_sdist()
+    hooks.build_sdist(str(out))
+    hooks.get_requires_for_build_editable()
+    hooks.prepare_metadata_for_build_editable(str(out))
+    hooks.build_editable(str(out))

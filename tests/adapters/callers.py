@@ -42,17 +42,5 @@ class ThisEnvironment:
         return {"MARK": "isolated"}
 
 
-def call_all_hooks(hooks: BuildBackendHookCaller, out: Path) -> None:
-    hooks.get_requires_for_build_wheel()
-    hooks.prepare_metadata_for_build_wheel(str(out))
-    hooks.build_wheel(str(out))
-    hooks.get_requires_for_build_sdist()
-    hooks.build_sdist(str(out))
-    hooks.get_requires_for_build_editable()
-    hooks.prepare_metadata_for_build_editable(str(out))
-    hooks.build_editable(str(out))
-
-
-ALL_COMMANDS = {"egg_info", "dist_info", "bdist_wheel", "sdist", "editable_wheel"}
 #: For a test of what both adapters keep.
 either = pytest.mark.parametrize("adapter", ["locked_runner", "locked_hooks"])

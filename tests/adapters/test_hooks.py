@@ -9,14 +9,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from projects import Witness
+from projects import ALL_COMMANDS, Witness, call_all_hooks
 from pyproject_hooks import BuildBackendHookCaller
 from support import Child, held_elsewhere, is_free, write_project
 
 from source_tree_lock import LockTimeout, source_tree_lock
 from source_tree_lock.adapters import locked_hooks
 
-from .callers import ALL_COMMANDS, call_all_hooks, caller, pyproject_api_frontend
+from .callers import caller, pyproject_api_frontend
 
 # setuptools warns of each editable installation, and pyproject_hooks passes that on.
 pytestmark = pytest.mark.filterwarnings("ignore::pyproject_hooks.BuildBackendWarning")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from build import BuildBackendException, ProjectBuilder
 from build.util import project_wheel_metadata
-from projects import Witness
+from projects import ALL_COMMANDS, Witness, call_all_hooks
 from pyproject_hooks import default_subprocess_runner, quiet_subprocess_runner
 from support import ALIVE, LIMIT, Child, held_elsewhere, is_free, write_project
 from ways import WAYS
@@ -22,7 +22,7 @@ from source_tree_lock import LockTimeout, LockUnavailable, SourceTreeLockError, 
 from source_tree_lock._handover import VARIABLE
 from source_tree_lock.adapters import locked_hooks, locked_runner
 
-from .callers import ALL_COMMANDS, TAKES_THE_LOCK, ThisEnvironment, call_all_hooks, caller, either
+from .callers import TAKES_THE_LOCK, ThisEnvironment, caller, either
 
 if TYPE_CHECKING:
     from source_tree_lock.adapters.runner import Runner

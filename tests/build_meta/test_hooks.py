@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyproject_api
 import pytest
-from projects import Witness, archives
+from projects import ALL_COMMANDS, Witness, archives, call_all_hooks
 from pyproject_hooks import BuildBackendHookCaller
 from support import LIMIT, Child, held_elsewhere, is_free, wait_until_blocked, write_project
 
@@ -91,20 +91,10 @@ def test_setuptools_is_imported_when_a_hook_is_looked_up() -> None:
 
 def run_all_hooks(tree: Path, out: Path, backend: str, *backend_path: str) -> None:
     hooks = BuildBackendHookCaller(str(tree), backend, backend_path=backend_path or None)
-    hooks.get_requires_for_build_wheel()
-    hooks.prepare_metadata_for_build_wheel(str(out))
-    hooks.build_wheel(str(out))
-    hooks.get_requires_for_build_sdist()
-    hooks.build_sdist(str(out))
-    hooks.get_requires_for_build_editable()
-    hooks.prepare_metadata_for_build_editable(str(out))
-    hooks.build_editable(str(out))
+    call_all_hooks(hooks, out)
 
 
-ALL_LOCKED = {
-    f"{command} locked"
-    for command in ("egg_info", "dist_info", "bdist_wheel", "sdist", "editable_wheel")
-}
+ALL_LOCKED = {f"{command} locked" for command in ALL_COMMANDS}
 
 
 @pytest.mark.parametrize("name", [BACKEND, f"{BACKEND}:__legacy__"])

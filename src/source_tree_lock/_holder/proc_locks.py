@@ -20,7 +20,7 @@ Flock = tuple[bool, Key, int]
 #: How often to look for a lock in a list that changes. The kernel gives a page at a time, or less
 #: where a lock with all that wait for it needs more, and a lock that is released between two pages
 #: has the next one overlooked (seq_file). Of 2,000 single looks at a busy list, 2 to 88 overlooked
-#: a lock that was held; and of 3,000 pairs of looks, up to 6 overlooked it twice in the same way.
+#: a lock that was held; and of 3,000 readings that ended with the same list twice, up to 6.
 _LOOKS = 10
 #: A list shorter than this comes in one piece, in bytes: half of the smallest page.
 _ONE_PIECE = 2048
