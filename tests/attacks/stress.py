@@ -41,6 +41,12 @@ from source_tree_lock import (
 BUSY = 4
 #: How often a thread does what costs most.
 _SELDOM = 0.05
+#: A wait with a limit is another one than without, but none here reaches its own: on a machine with
+#: five times as many programs as cores, sixty turns of others took a minute. In seconds, as all.
+_NEVER_REACHED = 20 * LIMIT
+#: How long a child may take, and all threads when it is over: what hangs is found by these.
+_CHILD = 3 * LIMIT
+_LEAVING = 4 * LIMIT
 
 
 class GivenUp(Exception):
@@ -67,7 +73,7 @@ class Trees:
         self.shared = [
             (tree, source_tree_lock(tree, timeout=timeout))
             for tree in self.busy
-            for timeout in (None, LIMIT)
+            for timeout in (None, _NEVER_REACHED)
         ]
         self.is_over = threading.Event()
         self.failures: list[str] = []
@@ -117,7 +123,7 @@ class Worker(threading.Thread):
         if self.random.random() < 0.5:
             return self.random.choice(self.trees.shared)
         tree = self.random.choice([*self.trees.busy, self.own])
-        return tree, source_tree_lock(tree, timeout=self.random.choice([None, LIMIT]))
+        return tree, source_tree_lock(tree, timeout=self.random.choice([None, _NEVER_REACHED]))
 
     def enter_by_a_shared_object(self) -> None:
         tree, lock = self.random.choice(self.trees.shared)
@@ -142,9 +148,9 @@ class Worker(threading.Thread):
     def enter_two_trees(self) -> None:
         tree = self.random.choice(self.trees.busy)
         with (
-            source_tree_lock(self.own, timeout=LIMIT),
+            source_tree_lock(self.own, timeout=_NEVER_REACHED),
             alone(self.own),
-            source_tree_lock(tree, timeout=LIMIT),
+            source_tree_lock(tree, timeout=_NEVER_REACHED),
             alone(tree),
         ):
             pass
@@ -157,7 +163,7 @@ class Worker(threading.Thread):
 
         tree = self.random.choice(self.trees.busy)
         try:
-            with source_tree_lock(tree, timeout=LIMIT, on_wait=refuse), alone(tree):
+            with source_tree_lock(tree, timeout=_NEVER_REACHED, on_wait=refuse), alone(tree):
                 pass
         except GivenUp:
             pass
@@ -172,7 +178,7 @@ class Worker(threading.Thread):
 
     def drop_what_it_holds(self) -> None:
         """Leave it to the garbage collector to release, in whichever thread it runs."""
-        lock = source_tree_lock(self.dropped, timeout=LIMIT)
+        lock = source_tree_lock(self.dropped, timeout=_NEVER_REACHED)
         lock.acquire()
         assert lock.locked()
         assert not is_free(self.dropped)
@@ -194,7 +200,7 @@ class Worker(threading.Thread):
         async def enter_in_time() -> None:
             try:
                 await asyncio.wait_for(
-                    enter(*self.any_lock()), self.random.choice([0.001, 0.02, 2 * LIMIT])
+                    enter(*self.any_lock()), self.random.choice([0.001, 0.02, _NEVER_REACHED])
                 )
             except asyncio.TimeoutError as error:
                 # No `LockTimeout`, which is one of its kinds from Python 3.11 on.
@@ -206,7 +212,7 @@ class Worker(threading.Thread):
     def fork(self) -> None:
         """Fork, inside of its own tree or not; the child enters like anyone."""
         if self.random.random() < 0.5:
-            with source_tree_lock(self.own, timeout=LIMIT), alone(self.own):
+            with source_tree_lock(self.own, timeout=_NEVER_REACHED), alone(self.own):
                 self.fork_here()
         else:
             self.fork_here()
@@ -214,12 +220,12 @@ class Worker(threading.Thread):
     def fork_here(self) -> None:
         tree, lock = self.random.choice(self.trees.shared)
         if self.random.random() < 0.5:
-            lock = source_tree_lock(tree, timeout=LIMIT)
+            lock = source_tree_lock(tree, timeout=_NEVER_REACHED)
         child = os.fork()
         if not child:
             status = 9
             try:
-                signal.alarm(int(LIMIT))
+                signal.alarm(int(_CHILD))
                 status = 0
                 for each in (*self.trees.busy, self.own):
                     if source_tree_lock(each).locked():
@@ -231,7 +237,7 @@ class Worker(threading.Thread):
                 status = 4
             finally:
                 os._exit(status)
-        deadline = time.monotonic() + LIMIT + 10
+        deadline = time.monotonic() + _CHILD + 10
         while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
             if time.monotonic() > deadline:
                 os.kill(child, signal.SIGABRT)  # faulthandler tells where it hangs
@@ -267,7 +273,7 @@ def main(directory: str, seconds: float, number: int) -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGALRM, chain=True)  # a child whose time is up tells where it is
     # Whatever hangs: tell where, and end.
-    faulthandler.dump_traceback_later(seconds + 3 * LIMIT, exit=True)
+    faulthandler.dump_traceback_later(seconds + _LEAVING + 2 * LIMIT, exit=True)
     warnings.simplefilter("ignore")  # of forks beside threads, and of locks that were dropped
     logging.disable()
     gc.set_threshold(500, 2, 2)
@@ -280,7 +286,7 @@ def main(directory: str, seconds: float, number: int) -> None:
         worker.start()
     trees.is_over.wait(seconds)
     trees.is_over.set()
-    deadline = time.monotonic() + 2 * LIMIT
+    deadline = time.monotonic() + _LEAVING
     for worker in workers:
         worker.join(max(0.0, deadline - time.monotonic()))
     if any(worker.is_alive() for worker in workers):

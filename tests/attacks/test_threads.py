@@ -21,7 +21,7 @@ def _seconds(*, is_long: bool) -> int:
     return 600 if is_long else 5 if has_gil else 60
 
 
-@pytest.mark.timeout(600 + 5 * LIMIT)
+@pytest.mark.timeout(600 + 9 * LIMIT)
 def test_threads_of_all_kinds_are_inside_one_at_a_time_and_leave_nothing(
     tmp_path: Path, long_run: bool, count_cases: Callable[[int], None]
 ) -> None:
@@ -36,7 +36,7 @@ def test_threads_of_all_kinds_are_inside_one_at_a_time_and_leave_nothing(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=seconds + 4 * LIMIT,
+        timeout=seconds + 8 * LIMIT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
