@@ -188,14 +188,11 @@ def held_elsewhere(tree: Path, **options: object) -> Iterator[Child]:
 
 def wait_until_blocked(pid: int, seconds: float = LIMIT) -> None:
     """Until the kernel lists the process as waiting for an flock (Linux)."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        for line in Path("/proc/locks").read_text().splitlines():
-            fields = line.split()
-            if fields[1] == "->" and fields[2] == "FLOCK" and fields[5] == str(pid):
-                return
-        time.sleep(0.005)
-    raise AssertionError(f"process {pid} never waited for a lock")
+    waiting = ["->", "FLOCK"]
+    wait_until(
+        lambda: any(each[1:3] == waiting and each[5] == str(pid) for each in listed_locks()),
+        seconds,
+    )
 
 
 def wait_until_asleep(pid: int) -> None:
@@ -305,13 +302,17 @@ def wait_until(condition: Callable[[], bool], seconds: float = LIMIT) -> None:
         time.sleep(0.01)
 
 
+def listed_locks() -> list[list[str]]:
+    """The fields of each line of proc_locks(5) (Linux); a single look may overlook a lock."""
+    return [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+
+
 def waiters(path: Path) -> list[int]:
     """The processes that the kernel lists as waiting for an flock on a file (Linux)."""
     inode = str(path.stat().st_ino)
-    lines = (line.split() for line in Path("/proc/locks").read_text().splitlines())
     return [
         int(fields[5])
-        for fields in lines
+        for fields in listed_locks()
         if fields[1:3] == ["->", "FLOCK"] and fields[6].rpartition(":")[2] == inode
     ]
 

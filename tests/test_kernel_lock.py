@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import Child, is_free, open_descriptors
+from support import Child, is_free, listed_locks, open_descriptors, wait_until
 
 from source_tree_lock import _kernel_lock, source_tree_lock
 from source_tree_lock._kernel_lock import KernelLock
@@ -41,11 +41,13 @@ def test_another_locker_in_portalocker_does_not_change_our_locks(
     """
     with Child(script, tree) as child:
         child.expect("held")
-        kinds = {
-            line.split()[1]
-            for line in Path("/proc/locks").read_text().splitlines()
-            if line.split()[4] == str(child.pid)
-        }
+        kinds: set[str] = set()
+
+        def are_listed() -> bool:
+            kinds.update(each[1] for each in listed_locks() if each[4] == str(child.pid))
+            return bool(kinds)
+
+        wait_until(are_listed)
         assert kinds == {"FLOCK"}
         assert not is_free(lock_file)
         assert not is_free(tree)
