@@ -633,14 +633,15 @@ def test_a_lease_is_waited_for(wait: str, tree: Path, lock_file: Path) -> None:
         tell(source_tree_lock(tree).acquire(blocking=False))
         {}
     """
-    with Child(lease, lock_file) as owner, Child(script(wait, around), tree) as waiter:
-        owner.expect("leased")
-        owner.expect("asked")
-        waiter.expect("False")
-        owner.say()
-        owner.expect("given back")
-        waiter.expect("held")
-        assert not is_free(lock_file)
+    with Child(lease, lock_file) as owner:
+        owner.expect("leased")  # which nobody gets on a file that another process has open
+        with Child(script(wait, around), tree) as waiter:
+            owner.expect("asked")
+            waiter.expect("False")
+            owner.say()
+            owner.expect("given back")
+            waiter.expect("held")
+            assert not is_free(lock_file)
 
 
 # What went wrong, and what to do
