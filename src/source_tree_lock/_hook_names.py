@@ -1,12 +1,8 @@
-"""The hooks of a build backend: PEP 517 and PEP 660."""
+"""The names of the hooks of a build backend (PEP 517 and PEP 660)."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Final
-
-HOOK_NAMES: Final = frozenset(
+HOOK_NAMES = frozenset(
     (
         "build_editable",
         "build_sdist",

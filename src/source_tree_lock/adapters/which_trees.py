@@ -1,70 +1,64 @@
-"""Decides whether the hooks of a source tree are locked."""
+"""Decide whether the hooks of a source tree are locked."""
 
 from __future__ import annotations
 
 import os
 import sys
-from _collections_abc import Callable  # collections.abc, without the package around it
+from collections.abc import Callable
 
-from .._paths.tree import AnyPath
+from .. import AnyPath
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any, Final
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
-#: Tells of a source tree whether its hooks are to be locked.
+#: Returns whether the hooks of a source tree are locked.
 Rule = Callable[[AnyPath], bool]
 
-_SETUPTOOLS: Final = "setuptools.build_meta"
-_LOCKS_ITSELF: Final = "source_tree_lock.build_meta"
-#: Backends that call setuptools', though a project need not name it.
-_WRAPS_SETUPTOOLS: Final = frozenset(
+#: Backends that call setuptools, though a project that uses them need not name it.
+_WRAPPERS = frozenset(
     ("jupyter_packaging.build_api", "pbr.build", "scikit_build_core.setuptools.build_meta")
 )
+#: Wraps the backend that ``[tool.rapids-build-backend]`` names.
+_RAPIDS = "rapids_build_backend.build"
 
 
 def is_setuptools(source_tree: AnyPath) -> bool:
-    """Whether setuptools builds a source tree, or may, without locking it.
+    """Return whether setuptools builds, or may build, a source tree without locking it.
 
-    That is uv's rule: the backend is named ``setuptools.build_meta``, or not named at all
-    (PEP 517). It is also true where setuptools may be at work without its name: for an in-tree
-    backend (``backend-path``), for ``build-system.requires`` that names setuptools, for a backend
-    that is known to wrap it, and for a ``pyproject.toml`` that cannot be read, which is the
-    frontend's to report. It is false for ``source_tree_lock.build_meta``, which locks by itself.
+    Like uv's rule, this is true if ``build-backend`` names ``setuptools.build_meta``, or nothing
+    (PEP 517). It is also true where setuptools may be at work under another name: for an in-tree
+    backend (``backend-path``), for a requirement whose name begins with ``setuptools``, for a
+    backend that is known to wrap setuptools, and for a ``pyproject.toml`` that cannot be read,
+    which the frontend reports. It is false for ``source_tree_lock.build_meta``, which takes the
+    lock itself.
+
+    Args:
+        source_tree: path of the directory.
     """
     try:
         with open(os.path.join(os.fsdecode(source_tree), "pyproject.toml"), "rb") as file:
-            table = load_toml(file.read())["build-system"]
-        backend = table["build-backend"].partition(":")[0]  # an object of the module may follow
-        if backend == _LOCKS_ITSELF:
+            document = tomllib.load(file)
+        table = document["build-system"]
+        backend = _module_of(table["build-backend"])
+        if backend == _RAPIDS:
+            backend = _module_of(document["tool"]["rapids-build-backend"]["build-backend"])
+        if backend == "source_tree_lock.build_meta":
             return False
         return (
-            backend == _SETUPTOOLS
-            or backend in _WRAPS_SETUPTOOLS
+            backend == "setuptools.build_meta"
+            or backend in _WRAPPERS
             or "backend-path" in table
-            or any(_project_of(each) == "setuptools" for each in table.get("requires", ()))
+            or any(
+                each.strip().lower().startswith("setuptools") for each in table.get("requires", ())
+            )
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    # A table of another shape, such as a list of backends, is as good as none.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return True
 
 
-def _project_of(requirement: str) -> str:
-    """The name of the project that a requirement (PEP 508) names."""
-    name = requirement.strip().lower()
-    for index, letter in enumerate(name):
-        if not (letter.isalnum() or letter in "._-"):
-            return name[:index]
-    return name
-
-
-def load_toml(text: bytes) -> dict[str, Any]:
-    """What ``tomllib.loads`` gives.
-
-    Raises:
-        ValueError: it is no TOML, or no UTF-8.
-    """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text.decode())
+def _module_of(backend: str) -> str:
+    """Return the module of a build backend; the name of an object in it may follow a colon."""
+    return backend.partition(":")[0]

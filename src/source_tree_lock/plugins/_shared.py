@@ -1,4 +1,4 @@
-"""What the three plugins share: how they change a frontend, and how they hear a Ctrl-C."""
+"""What the three plugins share: patching a frontend, and noticing Ctrl-C in worker threads."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ import os
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
     from typing import Any
 
-#: The names that were replaced in this process: a frontend may load its plugins again.
+#: The names that were replaced in this process: a frontend may load its plugins twice.
 _replaced: set[str] = set()
-#: What handled SIGINT before `_note_ctrl_c` did.
-_handle_ctrl_c: Callable[[int, FrameType | None], object]
-_interrupted = False
+#: The SIGINT handler that `_note_ctrl_c` calls.
+_previous_handler: Callable[[int, FrameType | None], object]
+_is_interrupted = False
 
 
 def replace(frontend: str, owner: str, name: str, make: Callable[[Any], object]) -> None:
-    """Replace a name of a frontend, once a process, by what locks its builds.
+    """Replace an attribute of a frontend, once in a process, so that its builds are locked.
 
-    Where the name is gone, it says on stderr that nothing is locked. It does nothing where
-    ``SOURCE_TREE_LOCK_PLUGINS`` is ``0``.
+    If the frontend has no such attribute, this says on stderr that builds are not locked. It does
+    nothing if ``SOURCE_TREE_LOCK_PLUGINS`` turns the plugins off.
 
     Args:
-        frontend: the frontend's distribution.
-        owner: the module that has the name, or ``module:Class``.
-        name: the name.
-        make: gets what the name stands for, and returns what it is to stand for.
+        frontend: the name of the frontend's distribution.
+        owner: the module that has the attribute, or ``module:Class``.
+        name: the name of the attribute.
+        make: called with the attribute's value, returns the new one.
     """
-    if os.environ.get("SOURCE_TREE_LOCK_PLUGINS") == "0" or f"{owner}.{name}" in _replaced:
+    switch = os.environ.get("SOURCE_TREE_LOCK_PLUGINS", "").strip().lower()
+    if switch in ("0", "false", "no", "off") or f"{owner}.{name}" in _replaced:
         return
     module, _, class_ = owner.partition(":")
     try:
         place: Any = importlib.import_module(module)
         if class_:
             place = getattr(place, class_)
-        original = place.__dict__[name]  # a class method as such, not as bound to its class
+        original = vars(place)[name]  # a class method itself, not bound to its class
     except (ImportError, AttributeError, KeyError):
+        # Needed here only, and slow to import.
         from importlib.metadata import version
 
         sys.stderr.write(
@@ -55,32 +57,36 @@ def replace(frontend: str, owner: str, name: str, make: Callable[[Any], object])
 
 
 def is_interrupted() -> bool:
-    """Whether Ctrl-C was pressed since a plugin was loaded."""
-    return _interrupted
+    """Return whether Ctrl-C was pressed since a plugin was loaded."""
+    return _is_interrupted
 
 
 def stop_if_interrupted(_: object) -> None:
-    """End a wait after a Ctrl-C: a ``while_waiting``."""
-    if _interrupted:
+    """End a wait after Ctrl-C; for use as ``while_waiting``.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    if _is_interrupted:
         raise KeyboardInterrupt
 
 
 def _listen_for_ctrl_c() -> None:
-    """Note a Ctrl-C, and then handle it as before.
+    """Note Ctrl-C before the present handler is called.
 
-    Frontends build in worker threads. Python interrupts the main thread alone, which then waits
-    for the workers.
+    Frontends build in worker threads, and Python raises KeyboardInterrupt in the main thread only,
+    which then waits for the workers.
     """
-    global _handle_ctrl_c
+    global _previous_handler
     handler = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
-    # It is no callable where Ctrl-C is ignored, or is not Python's to handle.
+    # The handler is not callable if SIGINT is ignored, or was not installed from Python.
     if is_main and handler is not _note_ctrl_c and callable(handler):
-        _handle_ctrl_c = handler
+        _previous_handler = handler
         signal.signal(signal.SIGINT, _note_ctrl_c)
 
 
 def _note_ctrl_c(number: int, frame: FrameType | None) -> object:
-    global _interrupted
-    _interrupted = True
-    return _handle_ctrl_c(number, frame)
+    global _is_interrupted
+    _is_interrupted = True
+    return _previous_handler(number, frame)

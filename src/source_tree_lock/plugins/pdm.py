@@ -1,29 +1,29 @@
-"""PDM: every hook that it runs is under the lock of its source tree."""
+"""PDM: the source tree is held while one of its hooks runs."""
 
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 from ._shared import replace, stop_if_interrupted
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-#: PDM itself, which has the terminal.
+#: PDM's core object, which has the terminal.
 _core: Any
 
 
 def lock_builds(core: object) -> None:
-    """Lock what PDM builds; it calls this with its core when it starts."""
+    """Lock what PDM builds. PDM calls this with its core object when it starts."""
     global _core
     _core = core
     replace("pdm", "pdm.builders.base:EnvBuilder", "subprocess_runner", _locked)
 
 
 def _locked(run: Callable[..., None]) -> Callable[..., None]:
-    """The method through which PDM runs every hook, under the lock."""
+    """Return the method through which PDM runs every hook, under the lock."""
 
     def subprocess_runner(
         builder: object,
@@ -31,6 +31,7 @@ def _locked(run: Callable[..., None]) -> Callable[..., None]:
         cwd: str | None = None,
         extra_environ: Mapping[str, str] | None = None,
     ) -> None:
+        # Imported when something is built: most commands of PDM build nothing.
         from ..adapters import locked_runner
 
         run_locked = locked_runner(
@@ -42,4 +43,4 @@ def _locked(run: Callable[..., None]) -> Callable[..., None]:
 
 
 def _say(sentence: str) -> None:
-    _core.ui.info(sentence.replace("[", r"\["))  # no markup
+    _core.ui.info(sentence.replace("[", r"\["))  # escaped: PDM reads markup

@@ -1,10 +1,11 @@
-"""Poetry: every hook that it runs is under the lock of its source tree."""
+"""Poetry: the source tree is held while one of its hooks runs."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ._shared import replace, stop_if_interrupted
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -14,15 +15,18 @@ else:
     from cleo.events.console_events import COMMAND
     from poetry.plugins.application_plugin import ApplicationPlugin
 
-#: Where the running command writes to.
+#: The input and output of the running command.
 _io: Any
 
 
 class LockBuilds(ApplicationPlugin):
-    """Locks what Poetry builds."""
+    """Lock what Poetry builds."""
 
     def activate(self, application: Any) -> None:
-        """Wait until the command has imported what it needs: Poetry calls this before."""
+        """Listen for the start of a command.
+
+        Poetry calls this before a command has imported what it builds with.
+        """
         application.event_dispatcher.add_listener(COMMAND, _lock_builds)
 
 
@@ -33,9 +37,10 @@ def _lock_builds(event: Any, *_: object) -> None:
 
 
 def _locked(make: classmethod[Any, Any, Any]) -> classmethod[Any, Any, Any]:
-    """What makes the builders of Poetry, which gives them a runner of hooks: that is locked."""
+    """Return the class method that makes Poetry's builders, with a locked runner of hooks."""
 
     def from_isolated_env(cls: type, env: object, source_dir: object, runner: Any = None) -> object:
+        # Imported when something is built: most commands of Poetry build nothing.
         from ..adapters import locked_runner
 
         runner = locked_runner(runner, say=_say, while_waiting=stop_if_interrupted)
@@ -45,5 +50,5 @@ def _locked(make: classmethod[Any, Any, Any]) -> classmethod[Any, Any, Any]:
 
 
 def _say(sentence: str) -> None:
-    plain = sentence.replace("<", r"\<")  # no markup
-    _io.write_error_line(f"<warning>{plain}</>")
+    escaped = sentence.replace("<", r"\<")  # Poetry reads markup
+    _io.write_error_line(f"<warning>{escaped}</>")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
+import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from tox.plugin import impl
 
 from ._shared import is_interrupted, replace
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
     from pathlib import Path
-    from typing import Any, Final
+    from typing import Any
 
     from tox.execute.api import ExecuteOptions, ExecuteStatus
     from tox.execute.local_sub_process import LocalSubProcessExecuteInstance
@@ -26,20 +28,26 @@ if TYPE_CHECKING:
 else:
     Executor = object
 
-#: This library, and no module of the project's, whatever the environment of the backend names.
-_RUN: Final[Sequence[str]] = (
-    *(sys.executable, "-E"),
-    *(("-P",) if sys.version_info >= (3, 11) else ()),
-    *("-m", "source_tree_lock", "run"),
-)
-_LINE: Final = re.compile(rb"source-tree-lock: ([^\r\n\x1b]+)")
-#: How often a wait is looked at, in seconds.
-_LOOK_EVERY: Final = 0.1
+#: Starts this library with the module search path of this process.
+_START = """
+import sys
+sys.path[:] = {path!r}
+sys.argv[0] = "source-tree-lock"
+from source_tree_lock.__main__ import main
+sys.exit(main())
+"""
+#: How long that may take, in seconds. It does not end if `sys.executable` is another program.
+_START_LIMIT = 60
+_MESSAGE = re.compile(rb"source-tree-lock: ([^\r\n\x1b]+)\r?\n")
+#: How often the plugin looks for new messages during a wait, in seconds.
+_POLL_INTERVAL = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 @impl
 def tox_register_tox_env() -> None:
-    """Lock what tox builds; it calls this when it starts.
+    """Lock what tox builds. tox calls this when it starts.
 
     tox-uv's packaging environments take the executor of their backends from tox.
     """
@@ -51,16 +59,51 @@ def tox_register_tox_env() -> None:
     )
 
 
+@functools.cache
+def _run_command() -> Sequence[str]:
+    """Return the command that starts ``source-tree-lock run``; empty if it cannot be started.
+
+    The backend's environment is the project's to set, and Python's own variables in it must not
+    decide what is imported. So the command ignores them (``-I``) and is told where this process
+    finds modules: the library may come from PYTHONPATH, from the user's site directory or from a
+    pex. The working directory is left out, since it has the project's modules.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = [each for each in map(os.path.abspath, sys.path) if each not in (root, os.getcwd())]
+    code = _START.format(path=[*path, root])
+    command = (sys.executable, "-I", "-c", code, "run")
+    try:
+        tried = subprocess.run(
+            [*command, "--help"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=_START_LIMIT,
+        )
+        if "source-tree-lock" in tried.stdout:
+            return command
+        reason = tried.stderr.strip().rpartition("\n")[2] or f"{command[0]} is not Python"
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(error)
+    _log.warning("builds are not locked, because source-tree-lock cannot be started: %s", reason)
+    return ()
+
+
 class _Locking(Executor):
-    """In front of tox's executor of backends: a backend of setuptools starts under the lock."""
+    """Comes before tox's executor of backends: a backend of setuptools starts under the lock."""
 
     def __init__(self, colored: bool, cmd: Sequence[str], env: dict[str, str], cwd: Path) -> None:
+        # Imported when something is built: most commands of tox build nothing.
         from ..adapters import is_setuptools
 
-        self._locks = is_setuptools(cwd)
-        if self._locks:
-            cmd = [*_RUN, str(cwd), "--", *cmd]
-            # tox hands down what a project's configuration names, and no more.
+        run = _run_command() if is_setuptools(cwd) else ()
+        self._is_locked = bool(run)
+        self._passed_on = 0
+        if run:
+            cmd = [*run, str(cwd), "--", *cmd]
+            # tox passes on only the variables that the project's configuration names.
             ours = {name: os.environ[name] for name in os.environ if _is_ours(name)}
             env = {**ours, **env}
         super().__init__(colored, cmd, env, cwd)
@@ -69,18 +112,18 @@ class _Locking(Executor):
     def call(
         self, request: ExecuteRequest, *args: Any, **kwargs: Any
     ) -> Generator[ExecuteStatus, None, None]:
-        """Run one hook. The backend ends with it, so that the hold does.
+        """Run one hook. The backend ends after it, so that the tree is released.
 
-        tox itself keeps a backend that is not called setuptools until all commands have run, and
+        tox itself keeps a backend whose name is not setuptools' until all commands have run, and
         then asks it to exit.
         """
-        if self._locks and request.run_id == "_exit" and self._running() is None:
-            raise BrokenPipeError  # for tox: it has exited
+        if self._is_locked and request.run_id == "_exit" and self._running() is None:
+            raise BrokenPipeError  # this is how tox learns that it has exited
         try:
             with super().call(request, *args, **kwargs) as status:
                 yield status
         finally:
-            if self._locks:
+            if self._is_locked:
                 is_alive = self.is_alive
                 self.close()
                 self.is_alive = is_alive  # tox asks it to exit, as it does without the lock
@@ -88,35 +131,40 @@ class _Locking(Executor):
     def local_execute(
         self, options: ExecuteOptions
     ) -> tuple[LocalSubProcessExecuteInstance, ExecuteStatus]:
-        """Start the backend, unless it runs; meanwhile another thread watches the wait."""
-        over = threading.Event()
-        if self._locks and self._running() is None:
-            threading.Thread(target=self._watch, args=(over,), daemon=True).start()
-        try:
+        """Start the backend, unless it runs. Another thread watches the wait meanwhile."""
+        if not self._is_locked or self._running() is not None:
             return super().local_execute(options)
-        finally:
-            over.set()
+        is_over = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(is_over,), daemon=True)
+        watcher.start()
+        try:
+            running = super().local_execute(options)
+        finally:  # if it failed, tox shows all that was written to stderr
+            is_over.set()
+            watcher.join()
+        self._pass_on_messages(running[1])
+        return running
 
     def _running(self) -> tuple[LocalSubProcessExecuteInstance, ExecuteStatus] | None:
-        """The backend, if it runs. Where tox does not tell, it is locked and nothing is said."""
+        """Return the backend, if it runs. If tox renames this, builds are locked silently."""
         return getattr(self, "_local_execute", None)
 
-    def _watch(self, over: threading.Event) -> None:
-        """Until the backend has started: pass on who holds the tree, and end it on Ctrl-C."""
-        said, told = b"", False
-        while not over.wait(_LOOK_EVERY):
+    def _watch(self, is_over: threading.Event) -> None:
+        """Until the backend has started: pass on the messages of ``run``, and end it on Ctrl-C."""
+        while not is_over.wait(_POLL_INTERVAL):
             running = self._running()
-            if running is None:
-                continue
-            instance, status = running
-            if is_interrupted() and instance.process is not None:
-                instance.process.terminate()
-                return
-            before, said = said, bytes(status.err)
-            line = _LINE.search(said)
-            if line and said == before and not told:  # all of it has arrived
-                logging.getLogger(__name__).warning("%s", line[1].decode(errors="replace"))
-                told = True
+            if running is not None:
+                instance, status = running
+                self._pass_on_messages(status)
+                if is_interrupted() and instance.process is not None:
+                    instance.process.terminate()
+                    return
+
+    def _pass_on_messages(self, status: ExecuteStatus) -> None:
+        messages = _MESSAGE.findall(bytes(status.err))
+        for message in messages[self._passed_on :]:
+            _log.warning("%s", message.decode(errors="replace"))
+        self._passed_on = len(messages)
 
 
 def _is_ours(variable: str) -> bool:
