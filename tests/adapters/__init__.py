@@ -1,1 +1,1 @@
-"""Around other tools' calls, tested."""
+"""The adapters, by the frontends that they are for."""

@@ -1,26 +1,19 @@
-"""What calls the hooks of a backend: pyproject_hooks, pyproject_api, build."""
+"""What calls the hooks of a backend: pyproject_hooks, pyproject_api, build; and both adapters."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pyproject_api import SubprocessFrontend
 from pyproject_hooks import BuildBackendHookCaller
-from support import LIMIT
 
-if TYPE_CHECKING:
-    from source_tree_lock.adapters.runner import Runner
+from source_tree_lock.adapters import Runner, locked_hooks, locked_runner
 
 BACKEND = "setuptools.build_meta"
-#: For a setup.py: a deadlock is an error rather than a wait.
-TAKES_THE_LOCK = f"""
-from source_tree_lock import source_tree_lock
-with source_tree_lock(timeout={LIMIT / 2}):
-    pass
-"""
 
 
 def caller(
@@ -33,14 +26,14 @@ def pyproject_api_frontend(tree: Path) -> SubprocessFrontend:
     return SubprocessFrontend(*SubprocessFrontend.create_args_from_folder(tree)[:-1])
 
 
-class ThisEnvironment:
-    """Of the kind that `build` makes for isolated builds, without installing anything."""
-
-    python_executable = sys.executable
-
-    def make_extra_environ(self) -> dict[str, str]:
-        return {"MARK": "isolated"}
+def _runner(tree: Path, body: Callable[[], object], **options: Any) -> None:
+    locked_runner(lambda *_: body(), **options)(["a hook"], str(tree))
 
 
-#: For a test of what both adapters keep.
-either = pytest.mark.parametrize("adapter", ["locked_runner", "locked_hooks"])
+def _hooks(tree: Path, body: Callable[[], object], **options: Any) -> None:
+    locked_hooks(SimpleNamespace(build_wheel=body), tree, **options).build_wheel()
+
+
+#: For what both adapters promise: each runs a function as a hook of a tree.
+either = pytest.mark.parametrize("run_hook", [_runner, _hooks], ids=["runner", "hooks"])
+RunHook = Callable[..., None]

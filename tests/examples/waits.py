@@ -1,4 +1,4 @@
-"""What a frontend can do while it waits for a tree: four callbacks of a few lines each.
+"""What a frontend can do while it waits for a tree: callbacks of a few lines each.
 
 python waits.py cancel|spinner|elapsed|limit SOURCE_TREE
 """
@@ -27,12 +27,17 @@ turns = itertools.cycle("|/-\\")
 
 
 def spin(wait: Wait) -> None:
-    sys.stderr.write(f"\r{next(turns)} {wait.line(70)}")
+    sys.stderr.write(f"\r{next(turns)} {wait.fit(70)}")
 
 
 # Elapsed time: it is in the sentence, and in `wait.waited`, in seconds.
 def show_time(wait: Wait) -> None:
-    sys.stderr.write(f"\r{wait.line(79)}\033[K")
+    sys.stderr.write(f"\r{wait.fit(79)}\033[K")
+
+
+# When the tree is ours after a wait: both of them end here.
+def clear(wait: Wait) -> None:
+    sys.stderr.write("\r\033[K")
 
 
 # Time limit: of all that this frontend does, not of each wait, as `timeout` is.
@@ -53,7 +58,7 @@ CALLBACKS = {
 
 
 def main(what: str, source_tree: str) -> None:
-    run = locked_runner(while_waiting=CALLBACKS[what])
+    run = locked_runner(while_waiting=CALLBACKS[what], after_wait=clear)
     signal.signal(signal.SIGINT, lambda *_: cancelled.set())
     with ThreadPoolExecutor() as workers:
         build = workers.submit(run, [sys.executable, "-c", "print('built')"], source_tree)

@@ -1,0 +1,163 @@
+"""What locked_runner and locked_hooks promise alike: options, errors, messages, children."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import held_elsewhere, is_free, write_project
+
+from source_tree_lock import (
+    LockOptions,
+    LockTimeout,
+    LockUnavailable,
+    SourceTreeLockError,
+    Wait,
+    source_tree_lock,
+)
+from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
+
+from .callers import RunHook, caller, either, pyproject_api_frontend
+
+
+@either
+def test_lock_options_are_those_of_the_lock(run_hook: RunHook, tree: Path, tmp_path: Path) -> None:
+    with held_elsewhere(tree), pytest.raises(LockTimeout):
+        run_hook(tree, lambda: None, timeout=0.1)
+    elsewhere = tmp_path / "elsewhere"
+    run_hook(tree, lambda: None, lock_dir=elsewhere, digest=lambda _: "name")
+    assert [path.name for path in elsewhere.iterdir()] == ["uv-setuptools-name.lock"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"tiemout": 1}, TypeError), ({"timeout": -1}, ValueError), ({"path": "."}, TypeError)],
+)
+def test_invalid_lock_options_are_refused_before_any_hook(
+    options: dict[str, Any], error: type[Exception]
+) -> None:
+    [name] = options
+    with pytest.raises(error, match=name):
+        locked_runner(**options)
+    with pytest.raises(error, match=name):
+        locked_hooks(object(), **options)
+
+
+def test_the_types_of_the_signatures_can_be_looked_up() -> None:
+    for adapter in (locked_runner, locked_hooks):
+        hints = typing.get_type_hints(adapter)
+        assert typing.get_args(hints["lock_options"]) == (LockOptions,)
+    assert typing.get_type_hints(is_setuptools)["return"] is bool
+
+
+class HookError(Exception):
+    """What a hook, or what runs it, may raise; it may well be an OSError too."""
+
+
+@either
+@pytest.mark.parametrize("error", [HookError(), FileNotFoundError(2, "no such command", "cc")])
+def test_an_error_before_the_hook_has_run_is_told_apart_from_the_hook_s(
+    run_hook: RunHook, error: Exception, tree: Path, tmp_path: Path
+) -> None:
+    """By its class: a frontend need not know whether the hook has run."""
+    ran: list[bool] = []
+
+    def hook() -> None:
+        ran.append(True)
+        raise error
+
+    def outcome(**options: Any) -> BaseException:
+        with pytest.raises(Exception) as caught:  # noqa: PT011 (which one is the question)
+            run_hook(tree, hook, **options)
+        return caught.value
+
+    no_directory = tmp_path / "a file"
+    no_directory.touch()
+    assert isinstance(outcome(lock_dir=no_directory), LockUnavailable)
+    with held_elsewhere(tree):
+        assert isinstance(outcome(timeout=0), LockTimeout)
+    assert ran == []
+    assert outcome() is error
+    assert ran == [True]
+    assert not isinstance(error, SourceTreeLockError)
+
+
+# Messages
+
+
+@either
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING], ids=logging.getLevelName)
+def test_all_that_the_library_says_goes_where_one_argument_says(
+    run_hook: RunHook,
+    level: int,
+    tree: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The start and the end of a wait, and a warning: of a lock directory of everybody's."""
+    caplog.set_level(level, "source_tree_lock")
+    lock_dir = tmp_path / "everybody's"
+    lock_dir.mkdir()
+    lock_dir.chmod(0o777)
+    said: list[str] = []
+    told: list[Wait] = []
+    ended: list[Wait] = []
+
+    with held_elsewhere(tree, environ={"SOURCE_TREE_LOCK_DIR": str(lock_dir)}) as holder:
+
+        def tell(wait: Wait) -> None:
+            told.append(wait)
+            holder.say()
+
+        options = {"lock_dir": lock_dir, "on_wait": tell, "after_wait": ended.append}
+        run_hook(tree, lambda: None, say=said.append, **options)
+    warning, start, end = said
+    assert str(lock_dir) in warning
+    assert start == str(told[0])
+    assert f"(pid {holder.pid})" in start
+    assert end.startswith(f"the wait for {tree} is over after ")
+    assert (len(told), len(ended)) == (1, 1)
+    assert caplog.records == []
+    # Afterwards, and of others, the log hears as before.
+    logging.getLogger("source_tree_lock").warning("of others")
+    assert [each.getMessage() for each in caplog.records] == ["of others"]
+
+
+# What a hook starts
+
+#: A child of a hook: fails if another one is inside at the same time.
+TAKES_A_TURN = """
+import os, sys, time
+from source_tree_lock import source_tree_lock
+with source_tree_lock(timeout=30):
+    os.mkdir("inside")
+    time.sleep(0.05)
+    os.rmdir("inside")
+"""
+STARTS_FOUR = f"""
+import subprocess, sys
+children = [subprocess.Popen([sys.executable, "-c", {TAKES_A_TURN!r}]) for _ in range(4)]
+if any([child.wait() for child in children]):
+    raise SystemExit("two were inside at once, or one was not let in")
+"""
+
+
+@pytest.mark.parametrize("adapter", ["runner", "hook caller", "pyproject_api"])
+def test_the_children_of_a_hook_are_let_in_one_at_a_time(
+    tree: Path, tmp_path: Path, adapter: str
+) -> None:
+    """A ``setup.py`` that builds its own tree, say: by the environment, or by descent (Linux)."""
+    write_project(tree, STARTS_FOUR)
+    if adapter == "runner":
+        caller(tree, locked_runner()).build_wheel(str(tmp_path))
+    elif adapter == "hook caller":
+        locked_hooks(caller(tree)).build_wheel(str(tmp_path))
+    elif sys.platform == "linux":
+        locked_hooks(pyproject_api_frontend(tree)).build_wheel(tmp_path)
+    else:
+        pytest.skip("only Linux tells a child who holds the tree on its behalf")
+    assert is_free(source_tree_lock(tree).lock_file)
