@@ -1,4 +1,4 @@
-"""The command line as people run it: to its end, in a session of its own, and on a terminal."""
+"""The command as people run it: to its end, in a session of its own, and in a terminal."""
 
 from __future__ import annotations
 
@@ -24,11 +24,23 @@ from source_tree_lock import source_tree_lock
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 
-
 MODULE = [sys.executable, "-m", "source_tree_lock"]
 SCRIPT = Path(sys.executable).with_name("source-tree-lock")
 #: The installed command; where a checkout is tested without an installation, the module.
 COMMAND = [str(SCRIPT)] if SCRIPT.exists() else MODULE
+
+#: The command with a clock that runs sixty times as fast.
+HASTY = [
+    sys.executable,
+    "-c",
+    """if True:
+    import time
+    clock = time.monotonic
+    time.monotonic = lambda: 60 * clock()
+    from source_tree_lock.__main__ import main
+    raise SystemExit(main())
+    """,
+]
 
 
 def python(script: str, *arguments: object) -> list[str]:
@@ -43,9 +55,9 @@ def run(
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """The command line, to its end."""
+    """The command, to its end."""
     return subprocess.run(
-        [*command, *map(str, arguments)],
+        [*command, *map(os.fsencode, map(_as_path, arguments))],
         input=stdin,
         capture_output=True,
         env={**os.environ, **(environ or {})},
@@ -54,13 +66,16 @@ def run(
     )
 
 
+def _as_path(argument: object) -> str | bytes:
+    return argument if isinstance(argument, bytes) else str(argument)
+
+
 def complaint(ended: subprocess.CompletedProcess[bytes]) -> str:
-    """The one line on stderr, without a traceback."""
+    """The one message on stderr, without a traceback."""
     text = ended.stderr.decode()
     assert text.startswith("source-tree-lock: ")
     assert text.count("\n") == 1
     assert text.endswith("\n")
-    assert "Traceback" not in text
     return text.removeprefix("source-tree-lock: ").rstrip("\n")
 
 
@@ -68,7 +83,7 @@ def complaint(ended: subprocess.CompletedProcess[bytes]) -> str:
 def started(
     *arguments: object, command: Sequence[str] = COMMAND, **options: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The command line, in a session of its own, ended with all that it has started."""
+    """The command, in a session of its own, ended with all that it has started."""
     process: subprocess.Popen[bytes] = subprocess.Popen(  # pyright: ignore[reportAssignmentType]
         [*command, *map(str, arguments)], start_new_session=True, **options
     )
@@ -100,7 +115,6 @@ if terminal > 2:
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
-
 #: What a shell with job control does: the command is a group of its own, in the foreground.
 SHELL = """
 import os, signal, subprocess, sys
@@ -121,32 +135,27 @@ os.tcsetpgrp(0, os.getpgrp())
 print("status", os.waitstatus_to_exitcode(status), flush=True)
 """
 
-
-#: The letters of two columns that tests have in a path.
-WIDE = "日本語プロジェクト"
+LEADERS = {"leads the session": [], "a shell's job": [sys.executable, "-c", SHELL]}
 
 
 class Terminal:
-    """A pseudo-terminal with a command on it, which leads its session."""
+    """A pseudo-terminal with a command in it, which leads its session."""
 
     def __init__(
         self, *command: object, columns: int = 80, environ: Mapping[str, str] | None = None
     ) -> None:
-        self.ours, theirs = pty.openpty()
+        self.ours, self._theirs = pty.openpty()
         self.resize(columns)
-        arguments = [ON_TERMINAL, os.ttyname(theirs), *map(str, command)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", *arguments],
+            [sys.executable, "-c", ON_TERMINAL, os.ttyname(self._theirs), *map(str, command)],
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "TERM": "xterm", **(environ or {})},
         )
-        self._theirs = theirs
         self._bytes = b""
         self.shown = ""
 
     def resize(self, columns: int) -> None:
-        self.columns = columns
         fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def type(self, text: str) -> None:
@@ -179,35 +188,27 @@ class Terminal:
         return status
 
     def frames(self) -> list[list[str]]:
-        """What the screen has shown, after each change: its lines, without blanks at the end.
-
-        A letter that takes two columns stands in both.
-        """
-        lines, column, frames = [""], 0, list[list[str]]()
+        """What the screen has shown after each change: its rows, without blanks at the end."""
+        rows, column, frames = [""], 0, list[list[str]]()
         for part in re.findall(r"\x1b\[\??\d*\w|[\r\n]|[^\x1b\r\n]+", self.shown):
             if part == "\r":
                 column = 0
             elif part == "\n":
-                lines.append("")
+                rows.append("")
             elif part == "\x1b[K":
-                lines[-1] = lines[-1][:column]
+                rows[-1] = rows[-1][:column]
             elif part.startswith("\x1b"):
                 assert part in ("\x1b[?7l", "\x1b[?7h"), part
                 continue
             else:
-                text = "".join(each * (1 + (each in WIDE)) for each in part)
-                before, after = lines[-1][:column].ljust(column), lines[-1][column + len(text) :]
-                lines[-1] = before + text + after
-                column += len(text)
-            frames.append([line.rstrip() for line in lines])
+                rows[-1] = rows[-1][:column].ljust(column) + part + rows[-1][column + len(part) :]
+                column += len(part)
+            frames.append([row.rstrip() for row in rows])
         return frames
 
     def screen(self) -> list[str]:
-        """What the screen shows now, without empty lines at its end."""
-        lines = self.frames()[-1]
-        while lines and not lines[-1]:
-            lines.pop()
-        return lines
+        """What the screen shows now, without empty rows at its end."""
+        return "\n".join(self.frames()[-1] if self.shown else []).rstrip("\n").split("\n")
 
     def hang_up(self) -> None:
         os.close(self._theirs)
@@ -221,9 +222,6 @@ class Terminal:
         stop_for_good(self.process)
         if self.ours >= 0:
             self.hang_up()
-
-
-LEADERS = {"leads the session": [], "a shell's job": [sys.executable, "-c", SHELL]}
 
 
 #: Writes down the signals that it gets; SIGUSR1 ends it. Arguments: where.

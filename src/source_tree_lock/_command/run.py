@@ -4,74 +4,120 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from .._holder.holder import in_words
-from .._lock import source_tree_lock
-from .._system import run_command
+from .._lock import LockForChildren
+from ..adapters import is_setuptools
 from ..errors import LockTimeout
-from .hints import why_not_executable, why_not_found
-from .messages import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, fail
-from .waiting import Teller
+from .output import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, WaitOutput, fail, say
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable
     from types import FrameType
     from typing import NoReturn
 
-    from .._options import LockOptions
-    from .options import Options
+#: Words that have uv build a project.
+_UV_BUILDS = frozenset("add build compile export install lock remove run sync tree".split())
 
 
-def run(options: Options) -> int:
-    """Wait for the tree, run the command, and give its status.
+def run(options: Namespace) -> int:
+    """Wait for the tree, run the command, and return its exit status.
+
+    Args:
+        options: `tree`; `command`, a program and its arguments; `timeout`, in seconds, and
+            `lock_dir`, both ``None`` for the default; `quiet`, not to show that it waits.
 
     Raises:
-        Those of entering a `source_tree_lock`, but `LockTimeout`.
+        Those of entering a `SourceTreeLock`, but `LockTimeout`.
         SystemExit: a signal ended the wait.
     """
-    teller = Teller(is_quiet=options.is_quiet)
-    lock_options: LockOptions = {"lock_dir": options.lock_dir}
-    if options.timeout is not None:
-        lock_options["timeout"] = options.timeout
-    if not options.is_quiet:
-        lock_options["on_wait"] = lock_options["while_waiting"] = teller.tell
-    sys.argv[:1] = options.command[:1]  # the holder is the command, not its wrapper
-    _end_in_order()
+    output = WaitOutput(is_quiet=options.quiet)
+    limit = {} if options.timeout is None else {"timeout": options.timeout}
+    lock = LockForChildren(
+        options.tree,
+        lock_dir=options.lock_dir,
+        on_wait=output.show,
+        while_waiting=output.show,
+        after_wait=output.finish,
+        **limit,
+    )
+    sys.argv[:1] = options.command[:1]  # the holder is called by the name of the command
+    _handle(_end_wait, "SIGTERM", "SIGHUP")  # as Ctrl-C does
     try:
-        with source_tree_lock(options.tree, **lock_options) as lock:
-            teller.clear()
-            environ, descriptors = lock._hand_over(with_descriptors=True)
-            return _run(options, {**os.environ, **environ}, descriptors)
+        with lock:
+            if options.lock_dir is None and _is_uv_that_waits(options.command, options.tree):
+                say(
+                    "warning: uv takes this lock by itself. If it builds TREE, it waits for the "
+                    "process that started it, and after UV_LOCK_TIMEOUT builds unlocked: run it "
+                    "without source-tree-lock"
+                )
+            for descriptor in lock.pass_fds:
+                os.set_inheritable(descriptor, True)
+            return _run(options.command, {**os.environ, **lock.environ})
     except LockTimeout as error:
-        teller.clear()
-        return fail(TIMED_OUT, _words_for(error))
+        output.clear()
+        return fail(TIMED_OUT, str(error))
     finally:
-        teller.clear()
+        output.clear()
 
 
-def _run(options: Options, environ: dict[str, str], descriptors: list[int]) -> int:
+def _run(command: list[str], environ: dict[str, str]) -> int:
+    r"""Run a command, and return its exit status or that of a shell for a failure.
+
+    As with system(3), the keys of the terminal (Ctrl-C and Ctrl-\) are for the command, which gets
+    them from the terminal too. The other signals are passed on to it. The handlers stay when the
+    command has ended, so that a late signal cannot change the exit status.
+    """
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        if process is None:
+            early.append(number)
+            return
+        with suppress(PermissionError):  # it runs as another user, as with sudo
+            process.send_signal(number)
+
+    _handle(lambda *_: None, "SIGINT", "SIGQUIT", "SIGBREAK")
+    _handle(pass_on, "SIGTERM", "SIGHUP", "SIGCONT")
+    if hasattr(signal, "SIGCHLD"):
+        # Where it is ignored, waitpid(2) cannot report the status of a child.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        code = run_command(options.command, environ, descriptors)
+        # It inherits the locks, and all that this process has inherited: make's job server is
+        # two descriptors.
+        process = subprocess.Popen(command, env=environ, close_fds=False)
     except FileNotFoundError:
-        return fail(NOT_FOUND, why_not_found(options.command, options.tree))
+        return fail(NOT_FOUND, f"command not found: {command[0]!r}")
     except OSError as error:
-        return fail(NOT_EXECUTABLE, why_not_executable(options.command, error))
+        return fail(NOT_EXECUTABLE, f"cannot execute {command[0]!r}: {error.strerror}")
+    for number in early:
+        pass_on(number, None)
+    code = process.wait()
     return SIGNALLED - code if code < 0 else code
 
 
-def _end_in_order() -> None:
-    """Have signals end the wait as Ctrl-C does, unless they are ignored, as below nohup(1)."""
-    for name in ("SIGTERM", "SIGHUP"):
+def _handle(handler: Callable[[int, FrameType | None], None], *names: str) -> None:
+    """Install a handler for those signals that exist here and are not ignored, as by nohup(1)."""
+    for name in names:
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, _end)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
-def _end(number: int, _: FrameType | None) -> NoReturn:
+def _end_wait(number: int, _: FrameType | None) -> NoReturn:
     raise SystemExit(SIGNALLED + number)
 
 
-def _words_for(error: LockTimeout) -> str:
-    after = f" after {in_words(error.waited)}" if error.waited >= 1 else ""
-    return f"timed out{after}: {error.tree!r} is held by {error.holder or 'an unknown process'}"
+def _is_uv_that_waits(command: list[str], tree: str) -> bool:
+    """Return whether a command is a uv that would wait for the process that runs it.
+
+    That is decided by the words of the command: which project uv will build is not known here.
+    """
+    names = [os.path.basename(word).removesuffix(".exe") for word in command]
+    is_uv = names[0] == "uv" or names[1:3] == ["-m", "uv"]
+    return is_uv and not _UV_BUILDS.isdisjoint(command) and is_setuptools(tree)

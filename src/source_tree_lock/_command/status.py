@@ -1,149 +1,114 @@
-"""``source-tree-lock status``: who holds a tree, who waits for it, and what to do."""
+"""``source-tree-lock status``: which process holds a tree, which wait for it, and what to do."""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import sys
 import time
+from typing import TYPE_CHECKING
 
-from .._holder.holder import Holder
-from .._holder.proc_locks import kernel_holders, waiters
-from .._holder.processes import as_name, has_locked, host, line_of_descent, program_of
-from .._lock import SourceTreeLock, source_tree_lock
-from .._system import PROC
-from .messages import HELD, shown
+from .._lock import SourceTreeLock
+from .._proc import ancestry, flocks, identity_at, key_of, program_of, working_directory_of
+from .._system import END_PROCESS, may_end
+from .output import HELD, printable
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from argparse import Namespace
+    from typing import Any
 
-    from .._kernel_lock import Identity
-    from .options import Options
-
-#: TASK_COMM_LEN in the kernel's <linux/sched.h>, less the NUL byte at the end.
-_KEPT: Final = 15
+    from .._holder import Holder
 
 
-def status(options: Options) -> int:
-    """Print how it is with the tree; 0 if it is free, 1 if it is held.
+def status(options: Namespace) -> int:
+    """Print the state of a tree; return 0 if it is free, 1 if it is held.
+
+    Args:
+        options: `tree`; `lock_dir`, ``None`` for the default; `json`, to print one JSON object.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such tree, or no such lock directory.
-        LockUnavailable: it cannot be told.
+        LockUnavailable: the state cannot be told.
     """
     if options.lock_dir is not None and not os.path.isdir(options.lock_dir):
-        # Nobody holds anything by it, but "free" would be no answer to a slip of the pen.
+        # No lock is held there, but "free" would be no answer to a misspelt path.
         raise FileNotFoundError(errno.ENOENT, "no such lock directory", options.lock_dir)
-    lock = source_tree_lock(options.tree, lock_dir=options.lock_dir)
-    is_held = lock.is_held()
-    holder = lock.holder() or _heir(lock) if is_held else None
+    # With a timeout of its own, so that it never reads that of the environment.
+    lock = SourceTreeLock(options.tree, lock_dir=options.lock_dir, timeout=0)
+    is_held = lock.locked()
+    holder = lock.holder() if is_held else None
     facts = {
         "tree": str(lock.tree),
         "lock_file": str(lock.lock_file),
         "held": is_held,
-        "holder": _facts_of(holder),
+        "holder": None if holder is None else _facts_of(holder),
         "waiters": [
-            {"pid": pid, "program": _program(pid), "working_directory": _working_directory(pid)}
+            {"pid": pid, "program": program_of(pid), "working_directory": working_directory_of(pid)}
             for pid in _waiting_for(lock)
         ],
         "advice": _advice(holder) if is_held else None,
     }
-    if options.is_json:
-        print(json.dumps(facts))
-    else:
-        print("\n".join(_lines(facts, holder)))
+    print(json.dumps(facts) if options.json else "\n".join(_in_words(facts, holder)))
     return HELD if is_held else 0
 
 
-def _facts_of(holder: Holder | None) -> dict[str, object] | None:
-    if holder is None:
-        return None
-    facts = {name: getattr(holder, name) for name in ("pid", "program", "host", "since")}
-    where = None if holder._is_foreign else _working_directory(holder.pid)
-    return {**facts, "working_directory": where}
-
-
-def _program(pid: int) -> str | None:
-    """The name of a program: the kernel keeps its first 15 bytes, the words of its start all."""
-    name = program_of(pid)
-    if name is not None and len(name) == _KEPT:
-        try:
-            with open(f"{PROC}/{pid}/cmdline", "rb") as file:
-                words = file.read().split(b"\0")
-        except OSError:
-            return name
-        for word in map(os.path.basename, words[:2]):  # a script is behind its interpreter
-            if word.startswith(name.encode()):
-                return as_name(word.decode("utf-8", "replace"))
-    return name
-
-
-def _working_directory(pid: int) -> str | None:
-    try:
-        return os.readlink(f"{PROC}/{pid}/cwd") if PROC else None
-    except OSError:
-        return None  # it has ended, or is another user's
-
-
-def _inodes_of(lock: SourceTreeLock) -> list[Identity]:
-    """Of the tree and of the lock file."""
-    inodes: list[Identity] = []
-    for path in (lock.tree, lock.lock_file):
-        try:
-            found = os.lstat(path)
-        except OSError:
-            continue  # nobody has made the lock file
-        inodes.append((found.st_dev, found.st_ino))
-    return inodes
-
-
-def _heir(lock: SourceTreeLock) -> Holder | None:
-    """Who inherited the lock of a process that has ended: the command of a killed `run`, say."""
-    for inode in kernel_holders(*_inodes_of(lock)):
-        for pid in sorted(int(name) for name in os.listdir(PROC) if name.isdecimal()):
-            if has_locked(pid, inode):
-                return Holder(pid, _program(pid), host())
-    return None
+def _facts_of(holder: Holder) -> dict[str, object]:
+    facts = {name: getattr(holder, name) for name in ("pid", "program", "user", "host", "since")}
+    directory = working_directory_of(holder.pid) if holder.is_local else None
+    return {**facts, "stopped": holder.is_stopped, "working_directory": directory}
 
 
 def _waiting_for(lock: SourceTreeLock) -> list[int]:
-    """The processes that wait, as far as the kernel lists them; the next to get in first."""
-    inodes = _inodes_of(lock)
-    named = kernel_holders(*inodes)
-    pids = [pid for inode in inodes for pid in waiters(inode)]
-    if len(named) == 2:
-        tree, file = (named[inode] for inode in inodes)
-        # Who has the lock file alone is the next, unless it is a uv that holds it for its child.
-        if file not in line_of_descent(tree):
+    """Return the processes that wait, as far as the kernel lists them, in their order."""
+    found = [identity_at(str(path)) for path in (lock.tree, lock.lock_file)]
+    keys = [key_of(each) for each in found if each is not None]
+    listed = flocks()
+    holders = {each.key: each.pid for each in listed if not each.is_waiting and each.key in keys}
+    pids = [each.pid for key in keys for each in listed if each.is_waiting and each.key == key]
+    if len(holders) == 2:
+        tree, file = (holders[key] for key in keys)
+        # A process that has the lock file alone is the next one, unless it is a uv that holds the
+        # file for its child, which holds the tree.
+        if file not in ancestry(tree):
             pids.insert(0, file)
     return list(dict.fromkeys(pids))
 
 
 def _advice(holder: Holder | None) -> str:
+    """Return what the user who asks can do about a wait."""
     if holder is None:
         return (
-            "Wait until it is done. To find out who it is, ask on the other hosts and in the "
-            "containers that share the tree."
+            "Wait until it is done. The process may run on another host or in another container, "
+            "or may have ended and left the lock to a child."
         )
-    where = " where it runs" if holder._is_foreign else f" (kill {holder.pid})"
-    return f"To end the wait, end pid {holder.pid}{where}, or wait until it is done."
+    pid, owner = holder.pid, holder.user or "its owner"
+    if not holder.is_local:
+        return f"To end the wait, end pid {pid} where it runs, or wait until it is done."
+    if holder.is_stopped:
+        who = "Let" if may_end(pid) else f"Ask {owner} to let"
+        return f"It is stopped. {who} it go on: kill -CONT {pid}, or fg in its terminal."
+    if may_end(pid):
+        return f"To end the wait, end pid {pid} ({END_PROCESS} {pid}), or wait until it is done."
+    return f"Wait until it is done, or ask {owner} to end pid {pid}."
 
 
-def _lines(facts: dict[str, Any], holder: Holder | None) -> list[str]:
-    tree = shown(facts["tree"])
-    last = [f"lock file: {shown(facts['lock_file'])}"]
+def _in_words(facts: dict[str, Any], holder: Holder | None) -> list[str]:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    tree, lock_file = (printable(facts[name], encoding) for name in ("tree", "lock_file"))
     if not facts["held"]:
-        return [f"{tree}: free", *last]
-    lines = [f"{tree}: held by {shown(holder or 'an unknown process')}"]
+        return [f"{tree}: free", f"lock file: {lock_file}"]
+    words = [f"{tree}: held by {holder or 'an unknown process'}"]
     if holder is not None:
-        if holder.since is not None:
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
-            lines.append(f"since: {since}")
-        where = facts["holder"]["working_directory"]
-        if where is not None:
-            lines.append(f"working directory: {shown(where)}")
+        since, directory = holder.since, facts["holder"]["working_directory"]
+        shown = {
+            "user": holder.user,
+            "state": "stopped" if holder.is_stopped else None,
+            "since": since and time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)),
+            "working directory": directory and printable(directory, encoding),
+        }
+        words += [f"{name}: {text}" for name, text in shown.items() if text is not None]
     if facts["waiters"]:
-        lines.append("waiting, in this order:")
-        lines += [f"  {each['program'] or '?'} (pid {each['pid']})" for each in facts["waiters"]]
-    return [*lines, *last, facts["advice"]]
+        words.append("waiting, in this order:")
+        words += [f"  {each['program'] or '?'} (pid {each['pid']})" for each in facts["waiters"]]
+    return [*words, f"lock file: {lock_file}", facts["advice"]]

@@ -1,0 +1,168 @@
+"""Arguments, help, versions, and output that nobody takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+from support import LIMIT, own_mounts
+
+from .driver import COMMAND, MODULE, complaint, run, started
+
+
+@pytest.mark.parametrize("command", [COMMAND, MODULE], ids=["installed", "module"])
+def test_the_command_is_there_by_name_and_as_a_module(command: list[str], tree: Path) -> None:
+    ended = run("run", tree, "--", "sh", "-c", "echo out; exit 7", command=command)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, b"out\n", b"")
+    (script,) = entry_points(group="console_scripts", name="source-tree-lock")
+    assert script.value == "source_tree_lock.__main__:main"
+
+
+WRITE = "write source-tree-lock run TREE -- COMMAND..."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "help_of"),
+    [
+        ([], "run or status", ""),
+        (["walk"], "invalid choice", ""),
+        (["--verbose"], "unrecognized option: --verbose (", ""),
+        (["--verbose", "status"], "unrecognized option: --verbose (", " status"),
+        (["run"], WRITE, " run"),
+        (["run", "{tree}"], WRITE, " run"),
+        (["run", "{tree}", "--"], WRITE, " run"),
+        (["run", "{tree}", "--", ""], WRITE, " run"),
+        (["run", "{tree}", "true"], WRITE, " run"),
+        (["run", "{tree}", "make", "-j4"], WRITE, " run"),
+        (["run", "{tree}", "{tree}", "--", "true"], WRITE, " run"),
+        (["run", "--", "true"], WRITE, " run"),
+        (["run", "--what", "{tree}", "--", "true"], "unrecognized option: --what (", " run"),
+        (["run", "--what", "5", "{tree}", "--", "x"], "unrecognized option: --what (", " run"),
+        (["run", "{tree}", "--what=5", "--", "x"], "unrecognized option: --what (", " run"),
+        (["run", "--what", "--", "true"], "unrecognized option: --what (", " run"),
+        (["run", "-j4", "{tree}", "--", "true"], "unrecognized option: -j4 (", " run"),
+        (["run", "--time", "1", "{tree}", "--", "x"], "unrecognized option: --time (", " run"),
+        (["run", "{tree}/missing", "--", "true"], "'{tree}/missing'", None),
+        (["run", "{tree}/file", "--", "true"], "'{tree}/file'", None),
+        (["status", "{tree}", "true"], "status takes one TREE and no command", " status"),
+        (["status", "{tree}", "--", "true"], "status takes one TREE and no command", " status"),
+        (["status", "--timeout=1", "{tree}"], "unrecognized option: --timeout (", " status"),
+        (["status", "--js"], "unrecognized option: --js (", " status"),
+        (["status", "{tree}/missing"], "'{tree}/missing'", None),
+        (["status", "{tree}/file"], "'{tree}/file'", None),
+        (["status", "--lock-dir", "{tree}/missing"], "no such lock directory: '{tree}/m", None),
+        (["status", "--lock-dir", "{tree}/file"], "no such lock directory: '{tree}/file'", None),
+    ],
+)
+def test_bad_usage_is_2_and_one_message_that_points_to_the_help(
+    arguments: list[str], words: str, help_of: str | None, tree: Path
+) -> None:
+    (tree / "file").touch()
+    ended = run(*(each.format(tree=tree) for each in arguments))
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert words.format(tree=tree) in complaint(ended)
+    if help_of is not None:
+        assert complaint(ended).endswith(f"(see source-tree-lock{help_of} --help)")
+    assert not (tree / "missing").exists()
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "inf", "-1", "5 s", "5d", "", "1h30m", "1e3", "٣"])
+def test_a_time_that_is_none_is_answered_with_what_can_be_written(text: str, tree: Path) -> None:
+    ended = run("run", f"--timeout={text}", tree, "--", "true")
+    assert ended.returncode == 2
+    assert f"{text!r} is not a time: write seconds (5 or 5s), min" in complaint(ended)
+
+
+@pytest.mark.parametrize("text", ["5", "5s", "0.5", "0", "10m", "1h"])
+def test_a_timeout_is_a_number_of_seconds_minutes_or_hours(text: str, tree: Path) -> None:
+    # The clock runs faster, but nothing is waited for: test_run has a test that waits.
+    assert run("run", "--timeout", text, tree, "--", "true").returncode == 0
+
+
+def test_help_says_what_there_is_and_every_exit_status() -> None:
+    environ = {"PYTHONIOENCODING": "ascii", "COLUMNS": "100"}
+    told = {
+        name: " ".join(run(*name.split(), "--help", environ=environ).stdout.decode().split())
+        for name in ("", "run", "status")
+    }
+    expected = {
+        "": ["run", "status", "--version", "uv"],
+        "run": [
+            "source-tree-lock run [-h] [--timeout T] [--lock-dir D] [--quiet] TREE -- COMMAND...",
+            "in the current directory, not in TREE",
+            "signals: SIGTERM, SIGHUP and SIGCONT are passed on",
+            "a SIGINT or SIGQUIT that is sent to run alone is not passed on",
+            *("128 + n", "127 COMMAND", "126 COMMAND", "75 timed", "69 the", "2 bad", "130", "143"),
+        ],
+        "status": ["0 free", "1 held", "2 bad usage", "69 cannot tell", "--json"],
+    }
+    for name, words in expected.items():
+        assert [each for each in words if each not in told[name]] == []
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    ended = run("--version")
+    assert ended.returncode == 0
+    assert ended.stdout.decode() == f"source-tree-lock {version('source-tree-lock')}\n"
+
+
+#: Names of modules that a project may well have, and that the command or the library import.
+SHADOWS = (
+    "argparse contextlib2 ctypes errno fcntl gettext importlib json locale logging pathlib "
+    "portalocker re select shlex shutil signal socket string subprocess textwrap threading "
+    "time traceback types typing typing_extensions weakref"
+).split()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["run", ".", "--", "echo", "inside"], ["--help"]], ids=" ".join
+)
+def test_a_tree_with_modules_of_its_own_gets_none_of_them_imported(
+    arguments: list[str], tree: Path
+) -> None:
+    (tree / "empty.py").write_text("import sys; print(*sys.modules)")
+    bare = [sys.executable, "-m", "empty"]
+    there = subprocess.run(bare, cwd=tree, stdout=PIPE, text=True, timeout=LIMIT).stdout.split()
+    for name in set(SHADOWS) - set(there):  # Python itself imports some
+        (tree / f"{name}.py").write_text("raise SystemExit(f'imported {__name__}')\n")
+    ended = run(*arguments, command=MODULE, cwd=tree)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    # A directory that the user put first stays first.
+    options = ["-P"] if sys.version_info >= (3, 11) else []
+    command = [sys.executable, *options, *MODULE[1:]]
+    ended = run(*arguments, command=command, cwd=tree, environ={"PYTHONPATH": str(tree)})
+    assert ended.stderr.startswith(b"imported ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="hides /dev in a mount namespace")
+def test_where_there_is_no_dev_null_it_runs_all_the_same(tree: Path) -> None:
+    script = 'mount -t tmpfs none /dev; test ! -e /dev/null && "$@" <&-'
+    command = [*own_mounts(), "sh", "-c", script, "sh", *COMMAND]
+    ended = run("run", tree, "--", "echo", "inside", command=command)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"inside\n", b"")
+
+
+@pytest.mark.parametrize("arguments", [["status", "."], ["status", "--json", "."], ["--help"]])
+def test_output_that_nobody_reads_or_takes_is_69_without_a_traceback(
+    arguments: list[str], tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    reader, writer = os.pipe()
+    os.close(reader)  # before it starts: on a busy machine it may be done before we go on
+    with (
+        os.fdopen(writer, "wb") as stdout,
+        started(*arguments, cwd=tree, stdout=stdout, stderr=PIPE) as process,
+    ):
+        assert process.stderr is not None
+        assert process.wait(LIMIT) == 69
+        assert process.stderr.read() == b""
+    if Path("/dev/full").exists():
+        to_full = ["sh", "-c", 'exec "$0" "$@" >/dev/full', *COMMAND]
+        ended = run(*arguments, cwd=tree, command=to_full)
+        assert ended.returncode == 69
+        assert "No space left on device" in complaint(ended)
