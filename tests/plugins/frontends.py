@@ -9,6 +9,7 @@ import functools
 import hashlib
 import http.server
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,12 +34,15 @@ REQUIREMENTS = {
     "pdm": ("pdm[locked]>=2.29",),
     "poetry": ("poetry>=2",),
 }
-FRONTENDS = tuple(REQUIREMENTS)
-#: What builds need: pex asks for this wheel.
-BUILD_REQUIREMENTS = ("setuptools", "flit_core", "wheel==0.37.1")
+#: What builds need: pex asks for this wheel. The last ones: what our backend needs, by the Python.
+BUILD_REQUIREMENTS = (
+    *("setuptools", "flit_core", "wheel==0.37.1"),
+    *("typing_extensions; python_version < '3.11'", "tomli; python_version < '3.11'"),
+)
 #: How long a package index may take, in seconds.
 DOWNLOAD_LIMIT = 300
-Installed = dict[str, str]
+#: What PDM finds in the environment that it is to install into.
+MAKES_WHEELS = ("setuptools", "flit_core", "source-tree-lock")
 STARTED: list[subprocess.Popen[str]] = []
 
 
@@ -74,9 +78,10 @@ def install_this(python: Path, wheels: Path) -> None:
 
 
 def own_wheels(directory: Path) -> Path:
-    """This directory, with a wheel of this distribution in `own`."""
+    """This directory, with a wheel of this distribution, alone in `own` too."""
     options = ("--no-deps", "--no-build-isolation", "-w", directory / "own")
     pip(sys.executable, "wheel", *options, ROOT)
+    shutil.copytree(directory / "own", directory, dirs_exist_ok=True)
     return directory
 
 
@@ -146,7 +151,7 @@ class Frontend:
             text += "[tool.pdm]\ndistribution = false\n"
             self._uv("venv", "-q", "--python", sys.executable, consumer / ".venv")
             into = ("--python", consumer / ".venv", "--no-index", "--find-links", self.wheels)
-            self._uv("pip", "install", "-q", *into, "setuptools", "flit_core")
+            self._uv("pip", "install", "-q", *into, *MAKES_WHEELS)
             action = "install --no-isolation -p".split()
         else:
             text += '[tool.poetry]\npackage-mode = false\n[[tool.poetry.source]]\nname = "here"\n'
@@ -162,15 +167,13 @@ class Frontend:
         *,
         command: list[str] | None = None,
         cwd: Path | None = None,
-        off: bool = False,
         environ: Mapping[str, str] = MappingProxyType({}),
     ) -> subprocess.Popen[str]:
-        """Start it, in a process group of its own, which `end_all` ends; ``off`` without lock."""
-        switch = {"SOURCE_TREE_LOCK_PLUGINS": "0"} if off else {}
+        """Start it, in a process group of its own, which `end_all` ends."""
         process = subprocess.Popen(
             command or self.command(tree, directory),
             cwd=cwd or directory,
-            env={**self.environ(directory), **environ, **switch},
+            env={**self.environ(directory), **environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -205,7 +208,17 @@ def end_all() -> None:
             process.stdout.close()
 
 
-def installed(directory: Path) -> Installed:
+def output_of(process: subprocess.Popen[str]) -> str:
+    """What it says, once it has ended well."""
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    finally:
+        process.kill()  # does nothing to one that has ended
+    assert process.returncode == 0, output
+    return output
+
+
+def installed(directory: Path) -> dict[str, str]:
     """The files of the package that are installed below a directory, by content."""
     found = {}
     for package in directory.glob("**/site-packages/sample*"):

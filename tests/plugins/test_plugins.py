@@ -6,7 +6,7 @@ import json
 import os
 import re
 import subprocess
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ from .frontends import (
     is_awaited,
     lock_file_of,
     make_checkout,
+    make_frontend,
+    output_of,
     seconds_after_ctrl_c,
 )
 
@@ -30,7 +32,11 @@ pytestmark = [
         not os.path.exists("/proc/locks"), reason="asks the kernel who waits for a lock"
     ),
 ]
-AT_ONCE = 5
+#: How each of them is told to leave its plugin off.
+OFF = {"tox": "0", "tox-uv": "False", "pdm": "no", "poetry": "OFF"}
+#: What [build-system] says, besides setuptools' own, and a module that is put into the tree.
+IN_TREE = 'requires = ["setuptools"]\nbuild-backend = "own_backend"\nbackend-path = ["backend"]'
+OURS_IN_TREE = IN_TREE.replace('["setuptools"]', '["setuptools", "source-tree-lock"]')
 
 
 @pytest.fixture
@@ -38,68 +44,53 @@ def checkout(tmp_path: Path) -> Path:
     return make_checkout(tmp_path / "checkout")
 
 
-def output_of(process: subprocess.Popen[str]) -> str:
-    """What it says, once it has ended well."""
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    finally:
-        process.kill()  # does nothing to one that has ended
-    assert process.returncode == 0, output
-    return output
+def with_own_backend(tree: Path, table: str, module: str) -> Path:
+    """Give a checkout an in-tree backend."""
+    (tree / "backend").mkdir()
+    (tree / "backend" / "own_backend.py").write_text(module)
+    project = tree / "pyproject.toml"
+    _, rest = project.read_text().split("[project]")
+    project.write_text(f"[build-system]\n{table}\n[project]{rest}")
+    return tree
 
 
-@dataclass
-class Tally:
-    """What became of some installations."""
+@pytest.mark.parametrize(
+    ("at_once", "module"),
+    [(5, None), (3, "from source_tree_lock.build_meta import *")],
+    ids=["setuptools", "our backend in the tree"],
+)
+def test_builds_at_once_install_what_one_alone_installs(
+    frontend: Frontend, tmp_path: Path, long_run: bool, at_once: int, module: str | None
+) -> None:
+    """In the second case the plugin holds the tree, and the backend takes a lock inside."""
 
-    failed: int = 0
-    wrong: int = 0
-    right: int = 0
+    def checkout(name: str) -> Path:
+        tree = make_checkout(tmp_path / name)
+        return tree if module is None else with_own_backend(tree, OURS_IN_TREE, module)
 
-
-def five_at_once(frontend: Frontend, directory: Path, rounds: int, *, locked: bool = True) -> Tally:
-    """Five installations of one checkout at once, compared with one that had it for itself."""
-    output_of(frontend.start(make_checkout(directory / "alone"), directory / "into"))
-    expected = installed(directory / "into")
+    output_of(frontend.start(checkout("alone"), tmp_path / "into"))
+    expected = installed(tmp_path / "into")
     assert len(expected) > 30
-    tally = Tally()
-    for round_ in range(rounds):
-        tree = make_checkout(directory / f"checkout-{round_}")
+    for round_ in range(4 if long_run else 1):
+        tree = checkout(f"checkout-{round_}")
         before = {file: file.read_bytes() for file in tree.rglob("*") if file.is_file()}
-        into = [directory / f"into-{round_}-{number}" for number in range(AT_ONCE)]
+        into = [tmp_path / f"into-{round_}-{number}" for number in range(at_once)]
         commands = [frontend.command(tree, each) for each in into]
         with source_tree_lock(tree):
             processes = [
-                frontend.start(tree, each, command=command, off=not locked)
+                frontend.start(tree, each, command=command)
                 for each, command in zip(into, commands, strict=True)
             ]
-            if locked:
-                wait_until(lambda tree=tree: is_awaited(tree, AT_ONCE))  # type: ignore[misc]
+            wait_until(lambda tree=tree: is_awaited(tree, at_once))  # type: ignore[misc]
         for process, each in zip(processes, into, strict=True):
-            process.communicate(timeout=LIMIT)
-            if process.returncode:
-                tally.failed += 1
-            elif installed(each) != expected:
-                tally.wrong += 1
-            else:
-                tally.right += 1
+            output_of(process)
+            assert installed(each) == expected
         assert {file: file.read_bytes() for file in before} == before
-    return tally
 
 
-def test_five_at_once_install_what_one_alone_installs(
-    frontend: Frontend, tmp_path: Path, long_run: bool
+def test_it_says_what_it_waits_for_and_when_the_wait_is_over(
+    frontend: Frontend, checkout: Path, tmp_path: Path
 ) -> None:
-    rounds = 4 if long_run else 1
-    tally = five_at_once(frontend, tmp_path / "locked", rounds)
-    print(f"{frontend.name}, with the plugin: {tally}")
-    if long_run:
-        without = five_at_once(frontend, tmp_path / "not locked", rounds, locked=False)
-        print(f"{frontend.name}, without it: {without}")
-    assert tally == Tally(right=rounds * AT_ONCE)
-
-
-def test_it_says_whom_it_waits_for(frontend: Frontend, checkout: Path, tmp_path: Path) -> None:
     with held_elsewhere(checkout) as holder:
         process = frontend.start(checkout, tmp_path / "into")
         wait_until(lambda: is_awaited(checkout))
@@ -112,7 +103,8 @@ def test_it_says_whom_it_waits_for(frontend: Frontend, checkout: Path, tmp_path:
         assert re.search(rf"waiting.*\(pid {holder.pid}\)", said), said
         assert not list(checkout.glob("**/*.egg-info"))
         holder.say()
-        output_of(process)
+        said = output_of(process)
+    assert re.search(r"after (less than )?\w+ s|wait.* over", said), said
 
 
 @pytest.mark.parametrize("to", ["the frontend", "all of the terminal"])
@@ -126,59 +118,40 @@ def test_ctrl_c_ends_the_wait_and_leaves_the_holder_alone(
     assert took < 10
 
 
-def test_the_timeout_of_the_environment_ends_the_wait(
+def test_the_variables_of_the_environment_count(
     frontend: Frontend, checkout: Path, tmp_path: Path
 ) -> None:
+    def start(**environ: str) -> subprocess.Popen[str]:
+        return frontend.start(checkout, tmp_path / "into", environ=environ)
+
     with held_elsewhere(checkout) as holder:
-        process = frontend.start(
-            checkout, tmp_path / "into", environ={"SOURCE_TREE_LOCK_TIMEOUT": "0.3"}
-        )
+        process = start(SOURCE_TREE_LOCK_TIMEOUT="0.3")
         output, _ = process.communicate(timeout=LIMIT)
         assert process.returncode != 0
         assert f"(pid {holder.pid})" in output, output
-    assert not list(checkout.glob("**/*.egg-info"))
-
-
-def test_the_lock_directory_of_the_environment_is_used(
-    frontend: Frontend, checkout: Path, tmp_path: Path, temp_dir: Path
-) -> None:
+        assert not list(checkout.glob("**/*.egg-info"))
+        # With another lock file, the tree itself still keeps it out.
+        output_of(start(SOURCE_TREE_LOCK_PLUGINS=OFF[frontend.name]))
+    assert installed(tmp_path / "into")
+    lock_file_of(checkout).unlink()
     locks = tmp_path / "locks"
-    output_of(
-        frontend.start(checkout, tmp_path / "into", environ={"SOURCE_TREE_LOCK_DIR": str(locks)})
+    again = frontend.start(
+        checkout, tmp_path / "again", environ={"SOURCE_TREE_LOCK_DIR": str(locks)}
     )
+    output_of(again)
     assert (locks / lock_file_of(checkout).name).exists()
     assert not lock_file_of(checkout).exists()
-
-
-def test_one_variable_turns_it_off(frontend: Frontend, checkout: Path, tmp_path: Path) -> None:
-    with held_elsewhere(checkout):
-        output_of(frontend.start(checkout, tmp_path / "into", off=True))
-    assert installed(tmp_path / "into")
-
-
-IN_TREE = """
-import pathlib
-from setuptools.build_meta import *
-pathlib.Path("seen").write_text("")
-"""
 
 
 def test_an_in_tree_backend_is_locked_for_the_time_of_each_hook(
     frontend: Frontend, checkout: Path, tmp_path: Path
 ) -> None:
     """tox keeps such a backend running while the environment's own commands run."""
-    (checkout / "backend").mkdir()
-    (checkout / "backend" / "own_backend.py").write_text(IN_TREE)
-    project = checkout / "pyproject.toml"
-    project.write_text(
-        project.read_text().replace(
-            '"setuptools.build_meta"', '"own_backend"\nbackend-path = ["backend"]'
-        )
-    )
-    lock_file = lock_file_of(checkout)
+    module = "import pathlib\nfrom setuptools.build_meta import *\npathlib.Path('seen').touch()\n"
+    with_own_backend(checkout, IN_TREE, module)
     (checkout / "tox.ini").write_text(
         "[testenv]\npackage = wheel\nallowlist_externals = flock\n"
-        f"commands = flock --nonblock {lock_file} true\n"
+        f"commands = flock --nonblock {lock_file_of(checkout)} true\n"
     )
     with held_elsewhere(checkout) as holder:
         process = frontend.start(checkout, tmp_path / "into")
@@ -201,11 +174,12 @@ def test_another_backend_waits_for_nobody(
     assert installed(tmp_path / "into")
 
 
+# What a plugin is before anything is built
+
 RECORDER = """
 import atexit, json, os, runpy, sys
 def record():
-    ours = ("source_tree_lock", "portalocker")
-    names = [name for name in sys.modules if name.partition(".")[0] in ours]
+    names = [name for name in sys.modules if name.partition(".")[0] == "source_tree_lock"]
     print("MODULES", json.dumps(names))
 atexit.register(record)
 sys.argv[0] = sys.argv[1]; del sys.argv[1]
@@ -213,24 +187,9 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 BUILDS_NOTHING = {
     "tox": ["tox", "config", "-k", "env_name"],
-    "tox-uv": ["tox", "config", "-k", "env_name"],
     "pdm": ["pdm", "config", "check_update"],
     "poetry": ["poetry", "about"],
 }
-
-
-def test_a_frontend_that_builds_nothing_imports_the_plugin_and_no_more_of_ours(
-    frontend: Frontend, checkout: Path
-) -> None:
-    plugin = f"source_tree_lock.plugins.{frontend.name.removesuffix('-uv')}"
-    command = [str(frontend.python), "-c", RECORDER, *BUILDS_NOTHING[frontend.name]]
-    output = output_of(frontend.start(checkout, checkout, command=command))
-    [line] = [line for line in output.splitlines() if line.startswith("MODULES ")]
-    found = set(json.loads(line.removeprefix("MODULES ")))
-    package = "source_tree_lock"
-    assert found == {package, f"{package}.plugins", f"{package}.plugins._shared", plugin}
-
-
 GONE = {
     "tox": (
         "from tox.tox_env.python.virtual_env.package import pyproject as there\n"
@@ -241,11 +200,93 @@ GONE = {
 }
 
 
+def run_and_build_nothing(frontend: Frontend, directory: Path, before: str = "") -> str:
+    command = BUILDS_NOTHING[frontend.name.removesuffix("-uv")]
+    code = [str(frontend.python), "-c", before + RECORDER, *command]
+    return output_of(frontend.start(directory, directory, command=code))
+
+
+def test_a_frontend_that_builds_nothing_imports_the_plugin_and_no_more_of_ours(
+    frontend: Frontend, checkout: Path
+) -> None:
+    output = run_and_build_nothing(frontend, checkout)
+    [line] = [line for line in output.splitlines() if line.startswith("MODULES ")]
+    found = set(json.loads(line.removeprefix("MODULES ")))
+    package, plugin = "source_tree_lock", frontend.name.removesuffix("-uv")
+    plugins = f"{package}.plugins"
+    assert found == {package, plugins, f"{plugins}._shared", f"{plugins}.{plugin}"}
+
+
 def test_where_the_name_is_gone_it_says_so_and_the_frontend_goes_on(
     frontend: Frontend, checkout: Path
 ) -> None:
     name = frontend.name.removesuffix("-uv")
-    command = [str(frontend.python), "-c", GONE[name] + RECORDER, *BUILDS_NOTHING[frontend.name]]
-    output = output_of(frontend.start(checkout, checkout, command=command))
+    output = run_and_build_nothing(frontend, checkout, GONE[name])
     said = rf"^source-tree-lock [\w.]+: builds are not locked, because {name} [\w.]+ has no "
     assert re.search(said, output, re.MULTILINE), output
+
+
+# tox alone
+
+
+@pytest.fixture(scope="session")
+def tox(environments: Path, wheels: Path, index: str) -> Frontend:
+    return make_frontend("tox", environments, wheels, index)
+
+
+#: A Python that has neither tox nor the library.
+BARE = Path(sys.base_prefix, "bin", f"python3.{sys.version_info[1]}")
+
+
+@pytest.mark.skipif(not BARE.exists(), reason="needs the Python that this environment is of")
+@pytest.mark.parametrize("variable", ["PYTHONPATH", "PYTHONUSERBASE"])
+def test_tox_locks_wherever_python_found_the_library(
+    tox: Frontend, checkout: Path, tmp_path: Path, variable: str
+) -> None:
+    """Spack, EasyBuild and wrapped programs find tox and its plugins so."""
+    environment = tox.python.parents[1]
+    [site_packages] = environment.glob("lib/python*/site-packages")
+    place = site_packages if variable == "PYTHONPATH" else environment
+    command = [str(BARE), *tox.command(checkout, tmp_path / "into")[1:]]
+    with held_elsewhere(checkout) as holder:
+        process = tox.start(
+            checkout, tmp_path / "into", command=command, environ={variable: str(place)}
+        )
+        wait_until(lambda: is_awaited(checkout))
+        holder.say()
+        output_of(process)
+    assert installed(tmp_path / "into")
+
+
+def test_where_the_library_cannot_be_started_tox_says_that_nothing_is_locked(
+    tox: Frontend, checkout: Path, tmp_path: Path
+) -> None:
+    """A frozen tox, say, whose `sys.executable` is tox itself."""
+    code = (
+        "import runpy, sys\nsys.executable, sys.argv = '/bin/true', sys.argv[1:]\n"
+        "runpy.run_module('tox', run_name='__main__', alter_sys=True)\n"
+    )
+    # What tox makes its environments with is named, as it would look for it in vain.
+    options = ["--discover", str(tox.python)]
+    command = [str(tox.python), "-c", code, "tox", *tox.command(checkout, tmp_path)[3:], *options]
+    with held_elsewhere(checkout):
+        output = output_of(tox.start(checkout, tmp_path, command=command))
+    assert "builds are not locked, because source-tree-lock cannot be started" in output
+
+
+@pytest.mark.parametrize("package", ["editable-legacy", "skip\ndeps = ."])
+def test_what_toxs_own_pip_builds_is_locked_by_its_install_command(
+    tox: Frontend, checkout: Path, tmp_path: Path, package: str
+) -> None:
+    """The plugin does not lock it; this is what the README says to write."""
+    pip = "python -I -m pip install {opts} {packages}"
+    (checkout / "tox.ini").write_text(
+        f"[testenv]\npackage = {package}\nallowlist_externals = source-tree-lock\n"
+        f"install_command = source-tree-lock run {{tox_root}} -- {pip}\n"
+        "commands = python -c pass\n"
+    )
+    with held_elsewhere(checkout) as holder:
+        process = tox.start(checkout, tmp_path / "into")
+        wait_until(lambda: is_awaited(checkout))
+        holder.say()
+        output_of(process)

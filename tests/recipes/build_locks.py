@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from build import _ctx
 
-from source_tree_lock import SourceTreeLockError, Wait
+from source_tree_lock import SourceTreeLockError
 from source_tree_lock.adapters import locked_runner
 
 Runner = Callable[..., None]
@@ -14,11 +14,7 @@ Runner = Callable[..., None]
 
 def locked(runner: Runner | None, fail: Callable[[str], object]) -> Runner:
     """A runner that says who holds the tree, and ends build with a line when the time is up."""
-
-    def tell(wait: Wait) -> None:
-        _ctx.log(str(wait))
-
-    run = locked_runner(runner, on_wait=tell)
+    run = locked_runner(runner, say=_ctx.log)
 
     def run_or_say_why_not(
         cmd: Sequence[str],

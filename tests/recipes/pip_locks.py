@@ -19,8 +19,6 @@ logger = logging.getLogger("pip._internal.source_tree_lock")
 
 if TYPE_CHECKING:
     from pip._vendor.pyproject_hooks import BuildBackendHookCaller as _HookCaller
-
-    from source_tree_lock import Wait
 else:
     _HookCaller = object
 
@@ -43,7 +41,7 @@ def _locked(runner: Runner) -> Runner:
     from source_tree_lock import SourceTreeLockError
     from source_tree_lock.adapters import locked_runner
 
-    run = locked_runner(runner, on_wait=_tell)
+    run = locked_runner(runner, say=logger.info)
 
     def run_or_say_why_not(
         cmd: Sequence[str],
@@ -56,7 +54,3 @@ def _locked(runner: Runner) -> Runner:
             raise InstallationError(str(error)) from error
 
     return run_or_say_why_not
-
-
-def _tell(wait: Wait) -> None:
-    logger.info("%s", wait)

@@ -16,6 +16,7 @@ from plugins.frontends import (
     lock_file_of,
     make_checkout,
     make_frontend,
+    output_of,
     seconds_after_ctrl_c,
 )
 from projects import archives, content
@@ -69,21 +70,21 @@ def start(
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_it_waits_says_for_whom_and_builds(
-    changed: Frontend,
-    checkout: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
+def test_it_waits_for_the_tree_says_so_and_builds(
+    changed: Frontend, checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.delenv("PIP_QUIET", raising=False)  # what it says is what is looked at
     with held_elsewhere(checkout) as holder:
+        timed_out = start(changed, name, checkout, tmp_path / "out", SOURCE_TREE_LOCK_TIMEOUT="0.3")
+        output, _ = timed_out.communicate(timeout=LIMIT)
+        assert timed_out.returncode != 0
+        assert f"(pid {holder.pid})" in output, output
+        assert "Traceback" not in output
         process = start(changed, name, checkout, tmp_path / "out")
         wait_until(lambda: is_awaited(checkout))
         assert not list(checkout.glob("**/*.egg-info"))
         holder.say()
-        output, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, output
+        output = output_of(process)
     assert f"(pid {holder.pid})" in output, output
     if name in BUILDERS:
         [wheel] = archives(tmp_path / "out")
@@ -93,19 +94,6 @@ def test_it_waits_says_for_whom_and_builds(
     elif name == "pex":
         command = [changed.python, tmp_path / "out" / "a.pex", "-c", "import sample.module_29"]
         subprocess.run(list(map(str, command)), check=True, timeout=LIMIT)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_timeout_is_an_error_of_the_frontend(
-    changed: Frontend, checkout: Path, tmp_path: Path, name: str
-) -> None:
-    with held_elsewhere(checkout) as holder:
-        process = start(changed, name, checkout, tmp_path / "out", SOURCE_TREE_LOCK_TIMEOUT="0.3")
-        output, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode != 0
-    assert f"(pid {holder.pid})" in output, output
-    assert "Traceback" not in output
-    assert not list(checkout.glob("**/*.egg-info"))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -124,9 +112,7 @@ def test_a_tree_that_pip_has_unpacked_itself_is_not_locked(
     build = [sys.executable, *"-m build -q -n --sdist -o".split(), str(out), str(checkout)]
     subprocess.run(build, check=True, timeout=LIMIT)
     [sdist] = archives(out)
-    process = start(changed, "pip", sdist, out)
-    output, _ = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, output
+    output_of(start(changed, "pip", sdist, out))
     assert len(archives(out)) == 2
     assert not list(temp_dir.glob("*.lock"))
 
@@ -152,8 +138,7 @@ def test_they_build_one_checkout_at_once_with_pdm_poetry_and_uv_among_them(
         )
         wait_until(lambda: len(waiters(lock_file_of(checkout))) == len(processes))
     for process in processes:
-        output, _ = process.communicate(timeout=LIMIT)
-        assert process.returncode == 0, output
+        output_of(process)
     built = [content(archives(outs[name])[0]) for name in (*BUILDERS, "uv")]
     assert built == [built[0]] * len(built)
     expected = {name: found for name, found in built[0].items() if not name.endswith("RECORD")}
