@@ -5,21 +5,55 @@
     with source_tree_lock("path/to/project"):
         ...
 
-It takes the very lock that uv takes, so that it and uv exclude each other.
+It takes the same lock as uv, so that it and uv exclude each other.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
+from typing import TYPE_CHECKING
+
 if TYPE_CHECKING:
-    from ._public_names import *  # noqa: F403
-    from ._public_names import __all__ as __all__
-else:
+    from ._lock import (
+        AnyPath,
+        Digest,
+        FromEnvironment,
+        Holder,
+        LockOptions,
+        LockTimeout,
+        LockUnavailable,
+        SourceTreeLock,
+        SourceTreeLockError,
+        Wait,
+        cache_digest,
+        source_tree_lock,
+    )
 
-    def __getattr__(name: str) -> object:
-        # At the first use: a frontend that builds nothing imports a plugin, and no more of this.
-        if name.startswith("_") and name != "__all__":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from . import _public_names
+__version__ = "0.2.0"
 
-        return globals().setdefault(name, getattr(_public_names, name))
+__all__ = [
+    "AnyPath",
+    "Digest",
+    "FromEnvironment",
+    "Holder",
+    "LockOptions",
+    "LockTimeout",
+    "LockUnavailable",
+    "SourceTreeLock",
+    "SourceTreeLockError",
+    "Wait",
+    "cache_digest",
+    "source_tree_lock",
+]
+
+
+def __getattr__(name: str) -> object:
+    # Imported at the first use: a frontend that loads a plugin and builds nothing pays for no more.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import _lock
+
+    return globals().setdefault(name, getattr(_lock, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,217 +2,225 @@
 
 from __future__ import annotations
 
-import _thread
 import os
-import time
+import weakref
+from typing import TYPE_CHECKING
 
-from ._held import all_holds, hold_of, was_started_from
-from ._kernel_lock import guard, leads_to
-from ._log import logger
-from ._owner import are_threads_green
-from ._system import start_thread
-from ._unfinished_entries import others_under_way
+from ._digest import posix_digest
+from ._hold import Hold, all_holds, hold_of
+from ._holder import Holder, logger
+from ._kernel_lock import guard, in_child
+from ._proc import Key, ancestry, flocks, identity_at, key_of, open_paths, program_of
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _collections_abc import Callable
-    from typing import Final
+    from ._acquire import Entry
 
-    from ._entry import Entry
-    from ._held import Hold
-    from ._holder.holder import Holder
-    from ._kernel_lock import Identity
-    from ._owner import Owner
-    from ._paths.tree import Tree
+#: How long a wait for another thread of this process lasts before it is warned of, in seconds.
+_WARN_OF_OWN_AFTER = 4.0
 
-#: How long a wait lasts before it is looked whether it is part of a circle, in seconds. The next
-#: look is when it is twice as long: whoever closes the circle may be a program that never looks.
-LOOK_AFTER: Final = 1.0
+#: The entries of this process that wait; used under `guard`. It is weak: a task that is dropped
+#: while it waits must not be kept by its entry.
+_waiting: weakref.WeakSet[Entry] = weakref.WeakSet()
+
+
+@in_child
+def _forget_waiting() -> None:
+    global _waiting
+    _waiting = weakref.WeakSet()
+
+
+def add_waiting(entry: Entry) -> None:
+    """Remember that an entry waits."""
+    with guard:
+        _waiting.add(entry)
+
+
+def remove_waiting(entry: Entry) -> None:
+    """Forget an entry that does not wait any more."""
+    with guard:
+        _waiting.discard(entry)
 
 
 # Waits that cannot end
 
 
-def refuse_endless_wait(entry: Entry) -> None:
-    """Refuse the wait of an entry that only this very thread, task or greenlet could end.
+def refuse_endless_wait(entry: Entry, *, is_green: bool) -> None:
+    """Refuse the wait of an entry that only its own thread, task or greenlet could end.
 
     Raises:
         RuntimeError: it says what to do.
     """
-    green = are_threads_green()  # then others go on while this one waits
-    if entry.is_plain and not green and _is_blocked_by_own_thread(entry):
+    tree, owner = entry.tree_path, entry.owner
+    hold = _hold_in_the_way(entry)
+    if hold is not None and owner.may_act_for(hold.owner):
         raise RuntimeError(
-            f"source tree {tree_of(entry).path!r} is being entered by this very thread already, "
-            "in a task of its event loop or in what a signal handler has interrupted: neither "
-            "could go on while the thread waits. In a task, use `async with` or `asyncio.to_thread`"
+            f"source tree {hold.tree.path!r}, which this thread or task holds, has the same lock "
+            f"file as {tree!r}, {entry.lock_file!r}; release it first, or give each tree a lock "
+            "file of its own"
         )
-    hold = in_the_way(entry)
-    if hold is None:
-        return
-    if entry.owner.stands_for(hold.owner):
-        if hold.is_ending:
+    if is_green:
+        return  # the others go on while this one waits
+    if hold is not None and hold.owner.thread is owner.thread:
+        if hold.owner.who is hold.owner.thread:
             raise RuntimeError(
-                f"source tree {hold.tree.path!r} is just being released by this very thread or "
-                "task, which a signal handler, or the like, interrupted: it cannot enter now"
+                f"this thread holds source tree {tree!r} outside its event loop, so that a task "
+                "would wait forever; hold it inside the loop instead, with `async with`"
             )
+        if not entry.is_async:
+            raise RuntimeError(
+                f"a task of this thread holds source tree {tree!r}, and could not go on while the "
+                "thread waits; use `async with` here"
+            )
+    if not entry.is_async and any(_would_block(entry, each) for each in _all_waiting()):
         raise RuntimeError(
-            f"source tree {hold.tree.path!r}, which this very thread or task holds, has the same "
-            f"lock file, {entry.lock_file!r}; leave it first, or give each tree its own"
-        )
-    if green or hold.owner.thread is not entry.owner.thread:
-        return
-    if hold.owner.who is hold.owner.thread:
-        raise RuntimeError(
-            f"source tree {hold.tree.path!r} is held by this very thread, outside its event loop, "
-            "so that a task would wait for ever; hold it inside the loop, with `async with`, "
-            "instead"
-        )
-    if entry.is_plain:
-        raise RuntimeError(
-            f"source tree {hold.tree.path!r} is held by a task of this thread, which could never "
-            "go on while the thread waits; use `async with`, or `asyncio.to_thread`"
+            f"this thread already waits for source tree {tree!r}, in a task or in code that was "
+            "interrupted, which could not go on while it waits here; use `async with` here"
         )
 
 
-def tree_of(entry: Entry) -> Tree:
-    """The tree that an entry waits for, which may be closed."""
-    tree = entry.locks.tree
-    assert tree is not None, "an entry that waits has seen its tree"
-    return tree
-
-
-def _is_blocked_by_own_thread(entry: Entry) -> bool:
-    """Whether another entry of this thread, which can only go on later, may get the lock first."""
-    return any(
-        each.lock_file == entry.lock_file and each.blocks_own_thread()
-        for each in others_under_way(entry)
-    )
-
-
-def in_the_way(entry: Entry) -> Hold | None:
-    """What this process holds of the tree, or by its lock file: a digest may give two trees one."""
-    hold = hold_of(tree_of(entry).identity)
-    file = entry.locks.file
-    if hold is None and file is not None:
+def _hold_in_the_way(entry: Entry) -> Hold | None:
+    """What this process holds of the tree, or of its lock file."""
+    hold, lock = hold_of(entry.identity), entry.blocked_by
+    if hold is None and lock is not None:
+        # A digest may give two trees one lock file. By its inode: the directory may have two names.
         for each in all_holds():
-            # By the inode: the path of one lock directory may be spelled in two ways.
-            if each.file is not None and each.file.identity == file.identity:
+            if each.file is not None and each.file.identity == lock.identity:
                 return each
     return hold
+
+
+def _all_waiting() -> list[Entry]:
+    with guard:
+        return list(_waiting)
+
+
+def _would_block(entry: Entry, other: Entry) -> bool:
+    """Whether another entry of the same thread waits for the same tree or lock file."""
+    return (
+        other is not entry
+        and other.owner.thread is entry.owner.thread
+        and (other.identity == entry.identity or other.lock_file == entry.lock_file)
+    )
 
 
 # Waits that may never end
 
 
-def warn_of_endless_wait(entry: Entry, holder: Holder | None) -> None:
-    """Warn of a wait for somebody who may be waiting for this very process or task."""
-    hold = in_the_way(entry)
-    if hold is not None and was_started_from(hold):
-        logger().warning(
-            "Waiting for source tree %r, which is held by the task or context that started "
-            "this one: the wait never ends if the holder waits for it.",
-            tree_of(entry).path,
+def warn_of_ancestor(tree: str, holder: Holder) -> None:
+    """Warn of a wait for an ancestor of this process, which may wait for this process."""
+    if not holder.is_local or holder.pid not in ancestry()[1:]:
+        return
+    remedy = (
+        "Hand the hold over: add `lock.environ` (the variable SOURCE_TREE_LOCK_HELD) to the "
+        "environment of the child process."
+    )
+    if holder.program == "flock":
+        remedy = (
+            "flock(1) cannot hand its lock over: write `source-tree-lock run TREE -- COMMAND...` "
+            "instead."
         )
-    if holder is not None and holder.is_ancestor():
-        logger().warning(
-            "Waiting for source tree %r, which is held by an ancestor of this process, %s: the "
-            "wait never ends if the holder waits for it. %s",
-            tree_of(entry).path,
-            holder.name,
-            _FLOCK if holder.program == "flock" else _HAND_OVER,
-        )
+    logger().warning(
+        "Waiting for source tree %r, which is held by an ancestor of this process, %s: the wait "
+        "never ends if the holder waits for this process. %s",
+        *(tree, holder.name, remedy),
+    )
 
 
-_HAND_OVER: Final = (
-    "Hand the hold over: add `lock.environ` (the variable SOURCE_TREE_LOCK_HELD) to the "
-    "environment of the child."
-)
-_FLOCK: Final = (
-    "flock(1) cannot hand its lock over: write `source-tree-lock run TREE -- COMMAND...` instead."
-)
-
-
-def held_by(owner: Owner) -> dict[Identity, str]:
-    """What an owner holds or was handed, by device and inode, and what to call it.
-
-    Only who holds something can be part of a circle.
-    """
-    from ._handover import handed_down
-
-    found = {each.tree: "what this process was handed" for each in handed_down()}
-    for hold in all_holds():
-        if owner.stands_for(hold.owner):
-            found[hold.tree.identity] = repr(hold.tree.path)
-            if hold.file is not None:
-                found[hold.file.identity] = repr(hold.tree.path)
-    return found
-
-
-def warn_of_circle(tree: Tree, lock_file: str, ours: dict[Identity, str]) -> bool:
-    """Warn if processes wait for each other in a circle; whether they do.
+def warn_of_deadlock(entry: Entry, waited: float) -> bool:
+    """Warn if a wait may never end, for another thread of this process or in a circle.
 
     Args:
-        tree: what is waited for.
-        lock_file: path of its lock file.
-        ours: what `held_by` says of who waits.
-    """
-    try:
-        with guard:  # a fork waits for what is imported
-            from ._holder.circle import find_circle
-    except (ImportError, OSError):
-        return False  # no descriptor is free, say: then nothing is claimed
+        entry: what waits.
+        waited: for how long, in seconds.
 
-    wanted = {tree.identity: repr(tree.path)}
-    status = leads_to(lock_file, os.lstat)
-    if status is not None:
-        wanted[status.st_dev, status.st_ino] = repr(tree.path)
-    circle = find_circle(wanted, ours)
-    # A long list is read in pieces, between which others go on: a circle that is real stays.
-    if not circle or find_circle(wanted, ours) != circle:
+    Returns:
+        Whether there was a warning.
+    """
+    hold = _hold_in_the_way(entry)
+    if hold is not None:
+        if waited >= _WARN_OF_OWN_AFTER:
+            logger().warning(
+                "Waiting for source tree %r, which another thread of this process, or another "
+                "task, holds: the wait never ends if the holder waits for this one. Release the "
+                "tree before you wait for a thread or task that enters it, or enter it there only.",
+                entry.tree_path,
+            )
+        return waited >= _WARN_OF_OWN_AFTER
+    circle = _find_circle(entry)
+    # A long list is read in pieces, while other processes go on: a real circle stays.
+    if not circle or _find_circle(entry) != circle:
         return False
     logger().warning(
         "Waiting for source tree %r may never end, since processes wait for each other: %s. "
         "End one of them, or set a timeout; take several trees in one order, sorted.",
-        tree.path,
-        "; ".join(circle),
+        *(entry.tree_path, "; ".join(circle)),
     )
     return True
 
 
-class Watched:
-    """Has a daemon thread look for a circle during a wait that cannot look by itself.
+def _find_circle(entry: Entry) -> list[str]:
+    """The processes that wait for each other, from the holder of what is waited for to this one.
 
-    A context manager.
+    flock(2) has no EDEADLK, but the kernel lists who waits for whom (Linux). A process that waits
+    stands for each ancestor of it that holds something, as a command does for flock(1), and a hook
+    for uv. This process stands for its ancestors as well.
 
-    Args:
-        due: when to look first, as `time.monotonic` has it; ``None`` for never.
-        look: whether it found one; if not, it looks again when the wait is twice as long.
+    Returns:
+        A sentence for each process; empty if there is no circle, or none that can be seen.
     """
+    listed = flocks()
+    holders = {each.key: each.pid for each in listed if not each.is_waiting}
+    ours = ancestry()
+    if set(ours).isdisjoint(holders.values()):
+        return []  # a process that holds nothing is in no circle
+    waits: dict[int, list[Key]] = {}
+    for each in listed:
+        for pid in ancestry(each.pid) if each.is_waiting else ():
+            waits.setdefault(pid, []).append(each.key)
+    file, tree = entry.awaited
+    found = [None if file is None else identity_at(file), tree]
+    wanted = [key_of(each) for each in found if each is not None]
+    names = dict.fromkeys(wanted, repr(entry.tree_path))
+    for hold in all_holds():
+        names[key_of(hold.tree.identity)] = repr(hold.tree.path)
 
-    __slots__ = ("_due", "_look", "_over")
+    def follow(key: Key, seen: frozenset[int]) -> list[str]:
+        holder = holders.get(key)
+        if holder is None or holder in seen or holder in ours:
+            return []
+        for awaited in waits.get(holder, ()):
+            other = holders.get(awaited)
+            if other in ours:
+                who = f"this process (pid {ours[0]})"
+                if other != ours[0]:
+                    who += f", for {_process(other)},"
+                rest = [f"{who} waits for {names[wanted[0]]}"]
+            else:
+                rest = follow(awaited, seen | {holder})
+            if rest:
+                held, waited = _name(key, holder, names), _name(awaited, other, names)
+                return [f"{_process(holder)} holds {held} and waits for {waited}", *rest]
+        return []
 
-    def __init__(self, due: float | None, look: Callable[[], bool]) -> None:
-        self._due = due
-        self._look = look
-        self._over = _thread.allocate_lock()
+    for key in wanted:
+        circle = follow(key, frozenset())
+        if circle:
+            return circle
+    return []
 
-    def __enter__(self) -> None:
-        if self._due is None:
-            return
-        self._over.acquire()
-        try:
-            start_thread(self._watch)
-        except RuntimeError:
-            pass  # no thread can be started: the wait is no worse for it
-        except BaseException:
-            self.__exit__()
-            raise
 
-    def __exit__(self, *exc_info: object) -> None:
-        if self._over.locked():
-            self._over.release()
+def _process(pid: int | None) -> str:
+    return f"{(pid and program_of(pid)) or 'a process'} (pid {pid})"
 
-    def _watch(self) -> None:
-        pause = max(0.0, (self._due or 0.0) - time.monotonic())
-        while not self._over.acquire(True, pause) and not self._look():
-            pause = max(LOOK_AFTER, pause * 2)
+
+def _name(key: Key, holder: int | None, names: dict[Key, str]) -> str:
+    """What to call that which a process has locked: the tree of a lock file, if it is open too."""
+    if key in names or holder is None:
+        return names.get(key, "a lock")
+    paths = {key_of(identity): path for identity, path in open_paths(holder)}
+    path = paths.get(key)
+    if path is None:
+        return "a lock"
+    trees = {posix_digest(each): each for each in paths.values() if os.path.isdir(each)}
+    digest = os.path.basename(path).rpartition("-")[2].partition(".")[0]
+    return repr(trees.get(digest, path))

@@ -1,250 +1,129 @@
-"""Holds handed from a process to the children that it starts on behalf of them.
+"""Holds that ancestors of this process handed over to it.
 
-One environment variable lists them. A child that is kept out by its own ancestor, and can tell
-that it is, enters the tree inside the ancestor's hold.
+A child inside such a hold does not take the locks that its ancestor has, but a lock one level down:
+another lock file, by the same steps. So the children of one hold take turns.
 """
 
 from __future__ import annotations
 
-import errno
+import json
 import os
+import re
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple  # portalocker, which is there by now, imports it as well
+from typing import NamedTuple
 
-from ._held import all_holds
-from ._holder.find import is_held
-from ._holder.proc_locks import kernel_holder
-from ._holder.processes import (
-    has_locked,
-    is_uv,
-    line_of_descent,
-    pid_namespace,
-    working_directory_of,
+from ._hold import HELD_VARIABLE
+from ._kernel_lock import Identity
+from ._paths import Place, inner_lock_file, inner_lock_files
+from ._proc import (
+    ancestry,
+    flocks,
+    identity_at,
+    is_held,
+    kernel_holders,
+    open_paths,
+    program_of,
+    runs_us_in,
 )
-from ._holder.record import parse_json, read_record
-from ._kernel_lock import Identity, guard, is_ours, leads_to
-from ._system import CAN_HAND_DOWN
-from .errors import LockUnavailable
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any
-
-    from ._held import Hold
-    from ._paths.tree import Tree
-
-VARIABLE = "SOURCE_TREE_LOCK_HELD"
+from ._record import read_record
 
 
-class Handover(NamedTuple):
-    """One hold as it is written in the environment.
+class Outer(NamedTuple):
+    """A hold of an ancestor of this process.
 
     Attributes:
         tree: device and inode of the source tree.
-        lock_file: path of the holder's lock file.
-        pid: the holder.
-        pid_namespace: inode of the holder's pid namespace; 0 where there are none.
-        token: what the record in the lock file says while the hold lasts.
-        descriptors: inherited ones, of the lock file and of the tree, -1 for one that is not;
-            empty where neither is.
+        base: path of the lock file of the outermost hold; ``None`` where nobody can have it.
+        level: how many holds this one is inside of.
+        pid: its holder.
+        token: what the record in its lock file says while it lasts; empty if there is no record.
+        has_tree: whether the tree itself is locked, which uv does not do.
     """
 
     tree: Identity
-    lock_file: str
+    base: str | None
+    level: int
     pid: int
-    pid_namespace: int
     token: str
-    descriptors: Sequence[int] = ()
+    has_tree: bool = True
 
-    def inheritable_descriptors(self) -> list[int]:
-        """Descriptors that still refer to the lock file and the tree.
+    def inner_place(self) -> Place:
+        """The place of the lock file that its children take."""
+        # Where the outermost hold has no lock file, there is no directory for another one either.
+        base = self.base or os.path.join(os.devnull, "uv-setuptools.lock")
+        return Place(inner_lock_file(base, self.level + 1), True)
 
-        Raises:
-            OSError, ValueError, OverflowError: what the environment says makes no sense.
+    def lasts(self) -> bool:
+        """Whether this hold has not ended.
+
+        Its record, which has the token, counts, unless the kernel names another holder. Where no
+        record can be read, the kernel has to name the holder.
         """
-        identities = (_identity_at(self.lock_file), self.tree)
-        return [
-            descriptor
-            for descriptor, identity in zip(self.descriptors, identities, strict=False)
-            if CAN_HAND_DOWN and descriptor >= 0 and _identity_of(descriptor) == identity
-        ]
-
-    def is_believed(self, tree: Tree) -> bool:
-        """Whether the holder of ``tree``, which is locked or whose lock file is, is the writer."""
-        try:
-            if self._is_inherited():
-                return True
-            if tree.lock is None:
-                return self._has_lock_file()
-            named = kernel_holder(self.tree)
-            if named is not None:
-                return self._is_writer(named)
-            # Another pid namespace, an overlay, btrfs, macOS: the kernel names nobody. Only ours
-            # lock trees, and each writes its own record on the way in.
-            return is_held(tree.path, follow=True) and self._is_recorded(same_namespace=False)
-        except (OSError, ValueError, OverflowError):
-            return False  # a path or a number in the environment that no system has
-
-    def _is_inherited(self) -> bool:
-        """Whether an inherited descriptor is the hold. It is not ours, and never unlocked here."""
-        # The last one named is the tree's, where trees can be locked: that one has to be good. The
-        # path of the lock file may lead elsewhere: then somebody deleted it.
-        named = [each for each in self.descriptors if each >= 0]
-        if not named or named[-1] not in self.inheritable_descriptors():
-            return False
-        identity = _identity_of(named[-1])
-        return identity is not None and has_locked("self", identity, named[-1]) is True
-
-    def _has_lock_file(self) -> bool:
-        """The same question where trees cannot be locked: who holds the lock file?"""
-        lock_file = _identity_at(self.lock_file)
-        named = None if lock_file is None else kernel_holder(lock_file)
-        if named is not None:
-            return self._is_writer(named) and self._is_recorded(same_namespace=True)
-        return self._is_recorded(same_namespace=True) and is_held(self.lock_file, follow=False)
-
-    def _is_writer(self, pid: int) -> bool:
-        return pid == self.pid and pid_namespace() == self.pid_namespace
-
-    def _is_recorded(self, *, same_namespace: bool) -> bool:
-        """Whether the record is the writer's, of this kernel, or even this pid namespace."""
-        record = read_record(self.lock_file)
-        if record is None or record.token != self.token:
-            return False
-        if same_namespace:
-            return record.is_from_here() and not record.is_stale()
-        return record.is_from_this_kernel
+        file = None if self.base is None else inner_lock_file(self.base, self.level)
+        tree = self.tree if self.level == 0 and self.has_tree else None
+        named = kernel_holders(None if file is None else identity_at(file), tree)
+        record = read_record(file) if file is not None and self.token else None
+        if record is None:
+            return self.pid in named
+        return record.token == self.token and (named[0] == self.pid or _is_held_unseen(file, named))
 
 
-def _identity_of(descriptor: int) -> Identity | None:
-    try:
-        status = os.fstat(descriptor)
-    except OSError:
-        return None  # it was not inherited
-    return status.st_dev, status.st_ino
+def _is_held_unseen(file: str | None, named: list[int | None]) -> bool:
+    """Whether a lock file is held by a process that the kernel does not name to this one."""
+    return file is not None and named[0] is None and is_held(file)
 
 
-def _identity_at(path: str) -> Identity | None:
-    status = leads_to(path, os.lstat)
-    return None if status is None else (status.st_dev, status.st_ino)
+def find_outer(tree: Identity, place: Place) -> Outer | None:
+    """The innermost hold of an ancestor on a tree that this process is inside of.
 
-
-# In the child
-
-
-def handed_down() -> list[Handover]:
-    """What the environment of this process hands down; nothing of it is believed yet."""
-    found: list[Handover] = []
-    text = os.environ.get(VARIABLE)
-    if not text:
-        return found
-    try:
-        entries: list[Any] = parse_json(text)
-    except (ValueError, RecursionError):
-        return found
-    for entry in entries if isinstance(entries, list) else ():
-        with suppress(KeyError, TypeError, ValueError, OverflowError):
-            device, inode = map(int, entry["tree"])
-            # A number that was not inherited after all may be one of ours by now.
-            numbers = [-1 if is_ours(each) else each for each in map(int, entry["descriptors"])]
-            pid, namespace = int(entry["pid"]), int(entry["pid_namespace"])
-            lock_file, token = str(entry["lock_file"]), str(entry["token"])
-            found.append(Handover((device, inode), lock_file, pid, namespace, token, numbers))
-    return found
-
-
-def believed_handover(tree: Tree) -> Handover | None:
-    """A hold of ``tree`` that was handed to this process and lasts."""
-    for each in handed_down():
-        if each.tree == tree.identity and each.is_believed(tree):
-            return each
-    return None
-
-
-def is_held_for_us(holder: int | None, tree: Identity) -> bool:
-    """Whether a holder runs this process, or an ancestor of it, in ``tree``, as for a hook."""
-    line = line_of_descent()
-    if holder is None or holder not in line[1:]:
-        return False
-    return working_directory_of(line[line.index(holder) - 1]) == tree
-
-
-def uv_holds_for_us(holder: int | None, tree: Identity) -> bool:
-    """Whether a uv that holds the lock file runs this process to build ``tree``.
-
-    uv hands nothing over, but it locks the tree on behalf of the hook that it starts in it.
+    Args:
+        tree: device and inode of the tree.
+        place: where this process would have the lock file of the tree.
     """
-    return holder is not None and is_uv(holder) and is_held_for_us(holder, tree)
+    outers = [each for each in _handed_down() if each.tree == tree and each.lasts()]
+    # Where no environment arrives (sudo, env -i, uv), the record of an ancestor says so.
+    outers += _held_by_ancestors(tree, place)
+    return max(outers, key=lambda each: each.level, default=None)
 
 
-def uv_still_holds_for_us(lock_file: str, tree: Identity) -> bool:
-    """The same, asked anew: uv may have died meanwhile."""
-    identity = _identity_at(lock_file)
-    return identity is not None and uv_holds_for_us(kernel_holder(identity), tree)
+def _handed_down() -> Iterator[Outer]:
+    """What the environment of this process hands over, whether or not it lasts."""
+    with suppress(ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        for each in json.loads(os.environ.get(HELD_VARIABLE) or "[]"):
+            device, inode = map(int, each["tree"])
+            base = None if each["lock_file"] is None else str(each["lock_file"])
+            level, pid, token = int(each["level"]), int(each["pid"]), str(each["token"])
+            yield Outer((device, inode), base, level, pid, token)
 
 
-def hooks_handover(holder: int | None, tree: Identity, lock_file: str) -> Handover | None:
-    """A hold of an ancestor that holds ``tree`` on behalf of the hooks that it runs.
-
-    It has no way to hand its hold over; its record says so.
-    """
-    if not is_held_for_us(holder, tree):
-        return None
-    record = read_record(lock_file)
-    if record is None or not record.is_for_hooks or record.holder.pid != holder:
-        return None
-    return Handover(tree, lock_file, record.holder.pid, pid_namespace(), record.token)
-
-
-# In the parent
-
-
-def handover_of(hold: Hold, *, with_descriptors: bool) -> Handover:
-    """What hands a hold to a child, with or without the descriptors of its locks.
-
-    Raises:
-        LockUnavailable: a child could believe nothing of it.
-    """
-    if hold.handover is not None:
-        return hold.handover
-    descriptors: list[int] = []
-    if with_descriptors and CAN_HAND_DOWN:
-        locks = (hold.file, hold.tree.lock)
-        descriptors = [-1 if lock is None else lock.fileno() for lock in locks]
-    elif not hold.token and kernel_holder(hold.tree.identity) != os.getpid():
-        why = hold.unwritten or "there is none of ours"
-        raise LockUnavailable(
-            (hold.unwritten and hold.unwritten.errno) or errno.EROFS,
-            f"the hold cannot be handed over, because nothing can be written into the lock file "
-            f"({why}); give the lock file mode 0666, or name another directory with lock_dir",
-            hold.lock_file,
-        )
-    return Handover(
-        hold.tree.identity, hold.lock_file, os.getpid(), pid_namespace(), hold.token, descriptors
-    )
+def _held_by_ancestors(tree: Identity, place: Place) -> Iterator[Outer]:
+    """Holds of ancestors on behalf of their children, by the kernel's list or their records."""
+    name = os.path.basename(place.path)
+    pattern = re.compile(rf"{re.escape(name.removesuffix('.lock'))}(?:\.(\d+))?\.lock")
+    holders = {each.pid for each in flocks() if not each.is_waiting}
+    own = {place.path, *inner_lock_files(place.path, 1)}
+    for pid in ancestry()[1:]:
+        # Its temp directory may be another one: the file that counts is the one that it has open.
+        theirs = {path for _, path in open_paths(pid)} if pid in holders else set()
+        for path in own | theirs:
+            match = pattern.fullmatch(os.path.basename(path))
+            if match is None or _holder_of(path) != pid:
+                continue
+            level = int(match[1] or 0)
+            base = os.path.join(os.path.dirname(path), name)
+            record = read_record(path)
+            if record is not None and record.holder.pid == pid and record.for_children:
+                yield Outer(tree, base, level, pid, record.token)
+            elif level == 0 and program_of(pid) == "uv" and runs_us_in(pid, tree):
+                # uv hands nothing over, but it locks the tree on behalf of the hook.
+                yield Outer(tree, base, level, pid, "", has_tree=False)
 
 
-def hand_over(hold: Hold, *, with_descriptors: bool) -> tuple[dict[str, str], list[int]]:
-    """What hands down a hold, all others of its owner, and all that was handed to this process.
-
-    It is what to add to a child's environment, and the descriptors that the child is to inherit.
-
-    Raises:
-        LockUnavailable: a child could believe nothing of this hold.
-    """
-    with guard:  # as for a record
-        import json
-    handovers = handed_down()
-    for other in all_holds():
-        if other is not hold and hold.owner.stands_for(other.owner):
-            with suppress(LockUnavailable):
-                handovers.append(handover_of(other, with_descriptors=with_descriptors))
-    handovers.append(handover_of(hold, with_descriptors=with_descriptors))
-    last = {each.tree: each for each in handovers}.values()
-    entries = [each._asdict() for each in last]
-    descriptors: list[int] = []
-    for each in last if with_descriptors else ():
-        with suppress(OSError, ValueError, OverflowError):
-            descriptors += each.inheritable_descriptors()
-    return {VARIABLE: json.dumps(entries)}, descriptors
+def _holder_of(path: str) -> int | None:
+    named = kernel_holders(identity_at(path))[0]
+    if named is None:
+        record = read_record(path)
+        if record is not None and record.holder.is_local and is_held(path):
+            return record.holder.pid
+    return named

@@ -1,130 +1,149 @@
-"""The face of the lock: enter, leave, decorate, await, and look who holds it."""
+"""The lock: enter, leave, decorate, await, and look who holds it."""
 
 from __future__ import annotations
 
+import copy
 import os
-from _collections_abc import Callable  # collections.abc, without the package around it
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TypedDict, TypeVar
 
-from ._entry import Entry, Request
-from ._held import Hold, hold_at
-from ._holder.holder import Holder
+from ._acquire import Entry, Request
+from ._digest import cache_digest
+from ._hold import Hold, Owner, current_hold, environ_of, running_task
+from ._holder import Holder, Wait
 from ._kernel_lock import guard
-from ._log import warn_of_dropped
-from ._options import (
-    FROM_ENVIRONMENT,
-    FromEnvironment,
-    check_acquire,
-    check_options,
-    check_path,
-    seconds_of,
-)
-from ._owner import Owner, in_asyncio
-from ._paths.digest import cache_digest
-from ._paths.lock_file import Digest, place_of
-from ._paths.tree import AnyPath, Tree, open_tree
-from ._wait_report import Wait
+from ._paths import AnyPath, Digest, Tree, inner_lock_file, open_tree, place_of
+from .errors import LockTimeout, LockUnavailable, SourceTreeLockError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from pathlib import Path
-    from types import ModuleType
-    from typing import Any, ParamSpec, TypeVar
-
+if sys.version_info >= (3, 11):
+    from typing import Self
+else:
     from typing_extensions import Self
 
-    P = ParamSpec("P")
-    R = TypeVar("R")
-else:  # for `typing.get_type_hints`: pathlib and typing take milliseconds to import
-    P, R, Any, Path, Self = ..., object, object, os.PathLike, "SourceTreeLock"
+__all__ = [
+    "AnyPath",
+    "Digest",
+    "FromEnvironment",
+    "Holder",
+    "LockForChildren",
+    "LockOptions",
+    "LockTimeout",
+    "LockUnavailable",
+    "SourceTreeLock",
+    "SourceTreeLockError",
+    "Wait",
+    "cache_digest",
+    "source_tree_lock",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TIMEOUT_VARIABLE = "SOURCE_TREE_LOCK_TIMEOUT"
 
 
-def source_tree_lock(
-    path: AnyPath | Callable[..., AnyPath] = ".",
-    *,
-    timeout: float | FromEnvironment | None = FROM_ENVIRONMENT,
-    digest: Digest = cache_digest,
-    lock_dir: AnyPath | None = None,
-    on_wait: Callable[[Wait], object] | None = None,
-    while_waiting: Callable[[Wait], object] | None = None,
-) -> SourceTreeLock:
-    """The lock that lets one process at a time run setuptools in a source tree.
+class FromEnvironment:
+    """Stands for the timeout that the environment gives: ``SOURCE_TREE_LOCK_TIMEOUT``, or none."""
 
-    Use it with ``with``, with ``async with`` (asyncio), or as a decorator.
-
-    Args:
-        path: the source tree; for a decorator also a callable that gets the call's arguments
-            and returns it. The default is the working directory at the time of entry, where
-            PEP 517 hooks run. It is canonicalised at each entry.
-        timeout: how long to wait, in seconds; ``None`` for ever, ``0`` one attempt. The
-            default is ``SOURCE_TREE_LOCK_TIMEOUT`` in the environment, else ``None``.
-        digest: names the lock file; gets the canonical path, returns one part of a file name.
-            The default is uv's; with another, uv is not kept out by the lock file.
-        lock_dir: where the lock file is; made when missing. The default is
-            ``SOURCE_TREE_LOCK_DIR`` in the environment, else the directory that uv uses.
-        on_wait: called once, with a `Wait`, when the tree turns out to be taken.
-        while_waiting: called with a `Wait` about four times a second during the wait, in the
-            thread or task that waits. What it raises ends the wait, with nothing held.
-
-    Raises:
-        TypeError, ValueError: an argument makes no sense.
-    """
-    if callable(path):
-        from ._decorator import refuse_bare_decorator
-
-        refuse_bare_decorator(path)
-    else:
-        check_path(path)
-    check_options(timeout, digest, lock_dir, on_wait, while_waiting)
-    return SourceTreeLock(path, timeout, Request(digest, lock_dir, on_wait, while_waiting))
+    def __repr__(self) -> str:
+        return "<from the environment>"
 
 
-def _who_holds() -> ModuleType:
-    with guard:  # a fork waits for what is imported
-        from ._holder import find
-    return find
+FROM_ENVIRONMENT = FromEnvironment()
 
 
-_NEEDS_ASYNCIO = (
-    "`async with` on a source tree lock needs asyncio; elsewhere, use `with` in a worker thread"
-)
+class LockOptions(TypedDict, total=False):
+    """The keyword arguments of `SourceTreeLock`, for functions that pass them on."""
+
+    timeout: float | FromEnvironment | None
+    digest: Digest
+    lock_dir: AnyPath | None
+    on_wait: Callable[[Wait], object] | None
+    while_waiting: Callable[[Wait], object] | None
+    after_wait: Callable[[Wait], object] | None
 
 
 class SourceTreeLock:
-    """The lock of one source tree; made by `source_tree_lock`.
+    """The lock that lets one process at a time run setuptools in a source tree.
 
-    It may be shared between threads and tasks. Two objects for one tree are one lock. The
-    thread or task that holds it may enter it again, as with ``threading.RLock``.
+    Use it with ``with``, with ``async with`` (asyncio and trio), or as a decorator. The thread or
+    task that holds the tree may enter it again, as with ``threading.RLock``. An object may be
+    shared between threads and tasks. Two objects for one tree are one lock. `source_tree_lock` is
+    this class under a name that reads as a function.
+
+    Args:
+        path: the source tree; for a decorator also a callable that gets the call's arguments and
+            returns it. The default is the working directory at the time of entry, where PEP 517
+            hooks run. It is canonicalised at each entry.
+        timeout: how long to wait, in seconds; ``None`` for no limit, ``0`` for one attempt. The
+            default is ``SOURCE_TREE_LOCK_TIMEOUT`` in the environment, else ``None``.
+        digest: names the lock file; gets the canonical path, returns one part of a file name. The
+            default is uv's; with another one, the lock file does not keep uv out.
+        lock_dir: where the lock file is; made when missing. The default is
+            ``SOURCE_TREE_LOCK_DIR`` in the environment, else the directory that uv uses.
+        on_wait: called once, with a `Wait`, when the tree turns out to be held.
+        while_waiting: called with a `Wait` about four times a second during the wait, in the
+            thread or task that waits. If it raises, the wait ends and nothing is held.
+        after_wait: called once, with a `Wait`, when the tree is entered after a wait.
+
+    Raises:
+        TypeError, ValueError: an argument is not valid.
     """
+
+    _for_children = False
 
     def __init__(
         self,
-        path: AnyPath | Callable[..., AnyPath],
-        timeout: float | FromEnvironment | None,
-        request: Request,
+        path: AnyPath | Callable[..., AnyPath] = ".",
+        *,
+        timeout: float | FromEnvironment | None = FROM_ENVIRONMENT,
+        digest: Digest = cache_digest,
+        lock_dir: AnyPath | None = None,
+        on_wait: Callable[[Wait], object] | None = None,
+        while_waiting: Callable[[Wait], object] | None = None,
+        after_wait: Callable[[Wait], object] | None = None,
     ) -> None:
+        if not callable(path):
+            _check_path(path, "path")
+        if not isinstance(timeout, FromEnvironment):
+            _check_timeout(timeout, "timeout")
+        if not callable(digest):
+            raise TypeError(f"digest must be a callable, not {digest!r}")
+        if lock_dir is not None and not os.fspath(_check_path(lock_dir, "lock_dir")):
+            raise ValueError("lock_dir is empty; name a directory, or leave it out")
+        _check_callback(on_wait, "on_wait")
+        _check_callback(while_waiting, "while_waiting")
+        _check_callback(after_wait, "after_wait")
         self._path = path
         self._timeout = timeout
-        self._request = request
-        # Threads share it without a mutex: each puts in and takes out its own, in one call of C,
-        # which locks the list where there is no GIL. Whoever looks through it has a copy.
+        self._request = Request(
+            digest, lock_dir, on_wait, while_waiting, after_wait, self._for_children
+        )
+        #: In the order in which they were entered; used under `guard`.
         self._entries: list[Entry] = []
 
     def __repr__(self) -> str:
-        entries = [entry for entry in self._entries[:] if entry.lasts()]
-        state = f"held, entered {len(entries)} times" if entries else "not held"
-        return f"<SourceTreeLock of {self._path!r}, {state}>"
+        with guard:
+            count = sum(entry.lasts() for entry in self._entries)
+        entered = f", entered {count} time{'' if count == 1 else 's'}" if count else ""
+        return f"<{type(self).__name__} of {self._path!r}{entered}>"
 
     def __getstate__(self) -> dict[str, object]:
-        """A copy, here or in another process, is another lock of the tree, and not held."""
+        """A copy, in this process or another, is another lock of the tree, and has not entered."""
         return {**vars(self), "_entries": []}
 
     def __del__(self) -> None:
-        entries = getattr(self, "_entries", ())
-        # No global name: at the end of the interpreter they may be gone.
-        if any([entry.lasts() for entry in entries]):
-            for entry in entries:
-                entry.leave()
-            warn_of_dropped(self._path)
+        lasting = [entry for entry in getattr(self, "_entries", ()) if entry.lasts()]
+        for entry in lasting:
+            entry.leave()
+        if lasting and not sys.is_finalizing():  # else nothing can be imported any more
+            import warnings
+
+            text = f"the lock of {self._path!r} was dropped while it held the tree"
+            warnings.warn(text, ResourceWarning, stacklevel=2)
 
     # Entering and leaving
 
@@ -137,208 +156,272 @@ class SourceTreeLock:
             FileNotFoundError, NotADirectoryError, ValueError: the path leads to no directory.
             RuntimeError: the wait could not end.
         """
-        entry = self._entry(seconds_of(self._timeout), is_plain=True)
-        try:
-            if not entry.enter():
-                raise entry.timed_out()
-            self._entries.append(entry)
-            return self
-        except BaseException:
-            self._abandon(entry)
-            raise
+        self._enter(_seconds_of(self._timeout), raises=True)
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
-        entry = None
-        try:
-            entry = self._last_entry(Owner())
-            self._leave(entry, exc_info[1])
-        except BaseException:
-            # A signal handler may have raised anywhere.
-            self._abandon(entry or self._last_entry(Owner()))
-            raise
+        entry = self._last_entry(Owner())
+        if entry is not None:
+            self._leave(entry)
+        # What the body raised matters more. What closes a generator it did not raise.
+        elif exc_info[1] is None or isinstance(exc_info[1], GeneratorExit):
+            raise RuntimeError(f"cannot release {self!r}: this thread or task has not entered it")
 
     async def __aenter__(self) -> Self:
-        """Hold the tree, with other tasks running meanwhile. Errors are those of ``with``."""
-        if not in_asyncio():
-            raise RuntimeError(_NEEDS_ASYNCIO)
-        entry = self._entry(seconds_of(self._timeout), is_plain=False)
+        """Hold the tree; other tasks run during the wait. The errors are those of ``with``."""
+        if not (running_task("asyncio") or running_task("trio")):
+            raise RuntimeError("`async with` on a source tree lock needs asyncio or trio")
+        entry = self._new_entry(_seconds_of(self._timeout), is_async=True)
         try:
             if not await entry.enter_async():
                 raise entry.timed_out()
-            self._entries.append(entry)
-            return self
         except BaseException:
-            self._abandon(entry)
+            self._leave(entry)
             raise
+        return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        # An async generator may be closed by another task than the one that ran it.
-        entry = None
-        try:
-            entry = self._last_entry(Owner()) or self._last_async_entry()
-            self._leave(entry, exc_info[1])
-        except BaseException:
-            self._abandon(entry or self._last_entry(Owner()) or self._last_async_entry())
-            raise
+        # An async generator may be closed by another task than the one that ran it. It leaves the
+        # last entry of a task, unless that might be the wrong tree's.
+        if self._last_entry(Owner()) is None:
+            with guard:
+                entries = [each for each in self._entries if each.hold and each.is_async]
+            if len({each.hold for each in entries}) == 1:
+                self._leave(entries[-1])
+                return
+        self.__exit__(*exc_info)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        """Hold the tree, by the rules of ``threading.RLock.acquire``.
+        """Hold the tree, with the arguments of ``threading.RLock.acquire``.
 
         Args:
             blocking: whether to wait at all.
-            timeout: how long to wait, in seconds; -1 for as long as this lock says.
+            timeout: how long to wait, in seconds; -1 for as long as this lock waits.
 
         Returns:
-            Whether the tree is held. It is not when the time is up, be it that of the call,
-            of this lock or of the environment. Other errors are those of ``with``.
+            Whether the tree is held. It is not if a limit of this call is up.
+
+        Raises:
+            LockTimeout: the limit of this lock, or of the environment, is up.
+            The other errors are those of ``with``.
         """
-        check_acquire(blocking, timeout)
-        seconds = (seconds_of(self._timeout) if timeout == -1 else timeout) if blocking else 0
-        entry = self._entry(seconds, is_plain=True)
-        try:
-            entered = entry.enter()
-            if entered:
-                self._entries.append(entry)
-            else:
-                entry.abandon()
-            return entered
-        except BaseException:
-            self._abandon(entry)
-            raise
+        if timeout != -1:
+            if not blocking:
+                raise ValueError("can't specify a timeout for a non-blocking call")
+            _check_timeout(timeout, "timeout")
+            if timeout > threading.TIMEOUT_MAX:
+                raise OverflowError("timeout value is too large")
+        if blocking and timeout == -1:
+            return self._enter(_seconds_of(self._timeout), raises=True)
+        return self._enter(timeout if blocking else 0, raises=False)
 
     def release(self) -> None:
-        """Leave the tree; the last of the entries of its owner releases it.
+        """Leave the tree. It is released when its owner has left as often as it entered.
 
         Raises:
             RuntimeError: this thread or task did not enter it through this lock.
         """
         self.__exit__(None, None, None)
 
-    def _leave(self, entry: Entry | None, exc: object) -> None:
-        if entry is not None:
-            entry.leave()
+    def _enter(self, seconds: float | None, *, raises: bool) -> bool:
+        entry = self._new_entry(seconds, is_async=False)
+        is_entered = False
+        try:
+            is_entered = entry.enter()
+            if raises and not is_entered:
+                raise entry.timed_out()
+        finally:
+            if not is_entered:
+                self._leave(entry)
+        return is_entered
+
+    def _new_entry(self, seconds: float | None, *, is_async: bool) -> Entry:
+        entry = Entry(self._fixed_path(), self._request, seconds, is_async=is_async)
+        with guard:
+            self._entries.append(entry)  # now, so that an interrupted one is left when we are dropped
+        return entry
+
+    def _leave(self, entry: Entry) -> None:
+        entry.leave()
+        with guard:
             self._entries.remove(entry)
-        # What the body raised matters more; what closes a generator it did not raise.
-        elif exc is None or isinstance(exc, GeneratorExit):
-            raise RuntimeError(f"cannot release {self!r}: this thread or task has not entered it")
 
     def _last_entry(self, owner: Owner) -> Entry | None:
-        for entry in self._entries[::-1]:
-            if owner.stands_for(entry.owner):
-                return entry
+        with guard:
+            for entry in reversed(self._entries):
+                if entry.hold is not None and owner.may_act_for(entry.owner):
+                    return entry
         return None
-
-    def _last_async_entry(self) -> Entry | None:
-        """The one that another task is to leave, unless it might be the wrong tree's."""
-        entries = [each for each in self._entries[:] if not each.is_plain]
-        return entries[-1] if len({each.hold for each in entries}) == 1 else None
-
-    def _entry(self, seconds: float | None, *, is_plain: bool) -> Entry:
-        return Entry(self._fixed_path(), self._request, seconds, is_plain=is_plain)
-
-    def _abandon(self, entry: Entry | None) -> None:
-        if entry is not None:
-            entry.abandon()
-            if entry in self._entries:
-                self._entries.remove(entry)
 
     # Decorating
 
-    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Have a function run under the lock; an ``async def`` one waits without blocking its loop.
+    def __call__(
+        self, function: Callable[P, R] | None = None, /, *args: NoReturn, **kwargs: NoReturn
+    ) -> Callable[P, R]:
+        """A function that runs under the lock; an ``async def`` one waits in its task.
 
         Raises:
-            TypeError: it is no function, or a generator function.
+            TypeError: it is not a function, or a generator function; or it was decorated without
+                parentheses and is called now.
         """
         from ._decorator import decorate
+
+        # A function that was decorated by `@source_tree_lock` is the path, and its name leads here.
+        names = getattr(self._path, "__globals__", {})
+        is_bare = names.get(getattr(self._path, "__name__", None)) is self
+        if function is None or args or kwargs or is_bare:
+            raise TypeError("to decorate a function, write @source_tree_lock(), with parentheses")
 
         return decorate(function, self._for_call)
 
     def _for_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SourceTreeLock:
-        return lock_like(self, self._path(*args, **kwargs)) if callable(self._path) else self
+        if not callable(self._path):
+            return self
+        lock = copy.copy(self)
+        lock._path = _check_path(self._path(*args, **kwargs), "path")
+        return lock
 
     # Looking
 
     def locked(self) -> bool:
-        """Whether this thread or task holds the tree, through whichever object."""
-        return self._hold() is not None
-
-    def is_held(self) -> bool:
         """Whether anybody holds the tree, in this process or another.
 
         Raises:
-            LockUnavailable: it cannot be told, because the lock file cannot be opened.
+            LockUnavailable: that cannot be determined.
         """
+        with guard:
+            from ._proc import is_tree_held
+
         tree, lock_file = self._look()
-        is_held: bool = _who_holds().is_tree_held(lock_file, tree.path)
-        return is_held
+        return is_tree_held(lock_file, tree.path)
+
+    def is_owner(self) -> bool:
+        """Whether this thread or task holds the tree, through whichever object."""
+        return self._hold() is not None
 
     def holder(self) -> Holder | None:
-        """Who holds the tree now; ``None`` when nobody does, or it cannot be known."""
+        """Who holds the tree now; ``None`` if nobody does, or it cannot be determined."""
+        with guard:
+            from ._proc import find_holder
+
         tree, lock_file = self._look()
-        holder: Holder | None = _who_holds().find_holder(lock_file, tree.identity)
-        return holder
+        return find_holder(lock_file, tree.identity)
 
     @property
     def tree(self) -> Path:
-        """The canonical path of the source tree: of the one held, else where the path leads now."""
-        from pathlib import Path
-
+        """The canonical path of the source tree: the one held, else where the path leads now."""
         return Path(self._look()[0].path)
 
     @property
     def lock_file(self) -> Path:
-        """The lock file: of the tree held, else of the tree where the path leads now."""
-        from pathlib import Path
-
+        """The lock file: of the tree held, else of the tree to which the path leads now."""
         return Path(self._look()[1])
 
     @property
     def environ(self) -> dict[str, str]:
-        """What to add to the environment of a child process to hand the hold over to it.
+        """What to add to the environment of a child process to hand this hold over to it.
 
-        Such a child may enter the tree while this hold lasts; several of them at once are not
-        kept apart from each other. Only a holder can hand over, and hands over with it all other
-        trees that this thread or task holds.
+        Such a child may enter the tree while this hold lasts. The children of one hold take turns.
+        All other trees that this thread or task holds are handed over as well.
 
         Raises:
             RuntimeError: this thread or task does not hold the tree.
-            LockUnavailable: there is nothing that a child could believe.
         """
-        return self._hand_over(with_descriptors=False)[0]
+        self._owned_hold()
+        return environ_of(Owner())
 
-    def _hand_over(self, *, with_descriptors: bool) -> tuple[dict[str, str], list[int]]:
-        """`environ`, and the descriptors that the child is to inherit besides (POSIX)."""
-        with guard:  # a fork waits for what is imported
-            from ._handover import hand_over
+    @property
+    def pass_fds(self) -> tuple[int, ...]:
+        """The descriptors that carry the locks, for ``subprocess.run(..., pass_fds=...)``.
 
+        A child that inherits them keeps the tree locked if this process is killed. When this
+        process releases the tree, they keep nothing. Empty on Windows. Not with ``preexec_fn``:
+        then the child is forked by Python code, and gets none.
+
+        Raises:
+            RuntimeError: this thread or task does not hold the tree.
+        """
+        return self._owned_hold().descriptors()
+
+    def _owned_hold(self) -> Hold:
         hold = self._hold()
         if hold is None:
             raise RuntimeError(f"{self!r} can hand over only while this thread or task holds it")
-        return hand_over(hold, with_descriptors=with_descriptors)
+        return hold
 
     def _hold(self) -> Hold | None:
-        owner = Owner()
-        entry = self._last_entry(owner)
+        entry = self._last_entry(Owner())
         if entry is not None:
             return entry.hold if entry.lasts() else None
-        return None if callable(self._path) else hold_at(self._path, owner)
+        return None if callable(self._path) else current_hold(self._path)
 
     def _look(self) -> tuple[Tree, str]:
-        """The tree held, or else the one where the path leads now; and its lock file."""
+        """The tree held, or else the one to which the path leads now; and its lock file."""
         hold = self._hold()
-        if hold is not None:
-            return hold.tree, hold.lock_file
+        if hold is not None and hold.base is not None:
+            return hold.tree, inner_lock_file(hold.base, hold.level)
         tree = open_tree(self._fixed_path())
         tree.close()
         return tree, place_of(tree.path, self._request.digest, self._request.lock_dir).path
 
     def _fixed_path(self) -> AnyPath:
         if callable(self._path):
-            raise TypeError("a path that depends on a call's arguments serves a decorator only")
+            raise TypeError(
+                "a path that depends on a call's arguments serves a decorator only; to decorate a "
+                "function, write @source_tree_lock(), with parentheses"
+            )
         return self._path
 
 
-def lock_like(lock: SourceTreeLock, path: AnyPath) -> SourceTreeLock:
-    """A lock like another one, of a tree; for both, a loop of short attempts is one wait."""
-    return SourceTreeLock(check_path(path), lock._timeout, lock._request)
+source_tree_lock = SourceTreeLock
+
+
+class LockForChildren(SourceTreeLock):
+    """A lock whose holder does nothing in the tree but wait for its children.
+
+    Its record says so. On Linux, a child that was not handed the hold believes that.
+    """
+
+    _for_children = True
+
+
+def _check_path(path: AnyPath, name: str) -> AnyPath:
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"{name} must be a path, not {path!r}")
+    return path
+
+
+def _check_timeout(seconds: float | None, name: str) -> None:
+    if seconds is None:
+        return
+    if not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
+    if not seconds >= 0:  # neither negative nor NaN
+        raise ValueError(f"{name} must be a non-negative number of seconds, not {seconds!r}")
+
+
+def _check_callback(callback: object, name: str) -> None:
+    if callback is None:
+        return
+    import inspect  # in a process without callbacks, it would take longer than an entry
+
+    if not callable(callback):
+        raise TypeError(f"{name} must be a callable or None, not {callback!r}")
+    if inspect.iscoroutinefunction(callback):
+        raise TypeError(f"{name} must be a plain function, not the coroutine function {callback!r}")
+
+
+def _seconds_of(timeout: float | FromEnvironment | None) -> float | None:
+    """The timeout in seconds, that of the environment if it says so; ``None`` for none."""
+    if not isinstance(timeout, FromEnvironment):
+        return timeout
+    text = os.environ.get(TIMEOUT_VARIABLE)
+    if not text:
+        return None
+    name = f"{TIMEOUT_VARIABLE} in the environment"
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number of seconds, not {text!r}") from None
+    _check_timeout(seconds, name)
+    return seconds

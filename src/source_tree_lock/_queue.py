@@ -1,329 +1,239 @@
-"""Who stands in line: the callers of this process that wait for one lock file.
+"""The callers of this process that wait for one lock, first in, first out.
 
-One daemon thread blocks in the kernel's queue on behalf of the whole line, and hands what it is
-granted to the first that still wants it. It is never an executor's thread: those are joined at
-exit. So five hundred waiting tasks need one thread, and short timeouts in a loop pile up none.
+One daemon thread for each lock stands in the kernel's queue on behalf of all of them, and offers
+what it is granted to the first that still wants it. So five hundred waiting tasks need one thread,
+and short timeouts in a loop pile up none.
 """
 
 from __future__ import annotations
 
-import _thread
-import atexit
-import errno
+import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from ._kernel_lock import KernelLock, current_status, forgets_in_child, guard, unavailable
-from ._paths.lock_file import RESTARTS, open_lock_file, restarted_in_vain
-from ._system import start_thread
-from .errors import LockUnavailable
+from ._kernel_lock import KernelLock, guard, in_child
+from ._paths import RESTARTS, replaced_too_often
+from ._system import block_signals
+from .errors import REFUSED, LockUnavailable, advice_for, unavailable
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from typing import Final
 
-    from ._paths.lock_file import Place
-
-#: How long the thread sleeps before it looks again, in seconds: at what a lease is about to give
-#: back, and at whether a task has taken what it was offered.
-_FIRST_PAUSE: Final = 0.001
-_LONGEST_PAUSE: Final = 0.05
-#: How long the end of the interpreter waits for threads that nobody waits for, in seconds.
-_LONGEST_END: Final = 0.1
+#: How often the thread looks at a lease that will be given back, and at a loop that may have
+#: stopped before its task took what it was offered, in seconds.
+_LOOK_EVERY = 0.05
+#: How long a caller waits for the thread to offer what it was granted, in seconds.
+_AT_ONCE = 1.0
 
 
-#: The lines of this process by the path of their lock file. This table, and all that a line or a
-#: caller has, is changed under `guard` only; but a line's thread alone says what it waits for.
-_lines: dict[str, _Line] = {}
+class Turn:
+    """A caller's place in a queue, at its end. Its fields are changed under `guard`.
 
-
-@forgets_in_child
-def _forget_lines() -> None:
-    global _lines
-    _lines = {}
-
-
-@atexit.register
-def _let_threads_end() -> None:
-    """Wait a moment, at most, for threads that are granted what nobody wants any more.
-
-    CPython may crash where a thread wakes while the interpreter ends: 2 of 240 processes on 3.10,
-    which held a tree, had another thread give up its wait for it, and ended.
+    Args:
+        turns: those of the queue.
+        loop: the event loop of a task; ``None`` for a thread.
     """
-    deadline = time.monotonic() + _LONGEST_END
-    while _lines and time.monotonic() < deadline:
-        time.sleep(_FIRST_PAUSE)
-    time.sleep(_FIRST_PAUSE)  # the last steps of the last thread
 
+    def __init__(self, turns: deque[Turn], loop: asyncio.AbstractEventLoop | None) -> None:
+        self._turns = turns
+        self._loop = loop
+        self._offer: KernelLock | Exception | None = None
+        self._is_taken = False
+        self._answered = threading.Event()
+        # The caller waits for one of these, until the thread has something for it.
+        self._event = threading.Event()
+        self._future: asyncio.Future[None] | None = None if loop is None else loop.create_future()
+        turns.append(self)
 
-class _Line:
-    """The callers that wait for one lock file, first in, first out, and the thread for them."""
+    # For the caller
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.callers: deque[Caller] = deque()
-        #: What the thread waits for in the kernel's queue.
-        self.file: KernelLock | None = None
-        #: Whether somebody else has taken over what the thread waits for.
-        self.is_taken_over = False
+    def is_over(self) -> bool:
+        """Whether the thread had something for the caller: it is to take it, or to try again."""
+        return self._event.is_set() if self._future is None else self._future.done()
 
-    def serve(self) -> None:
-        """Block in the kernel and hand over, until nobody is left in line."""
-        while self._grant_one():
-            pass
+    def block(self, seconds: float) -> None:
+        """Wait in this thread until it is over, or ``seconds`` have passed."""
+        self._event.wait(seconds)
 
-    def _grant_one(self) -> bool:
-        outcome = self._wait_for_file()
-        if isinstance(outcome, KernelLock):
-            while (caller := self._offer(outcome)) is not None and not caller.takes():
-                pass
-        with guard:
-            while isinstance(outcome, Exception) and self.callers:
-                self.callers.popleft().offer(outcome)
-            if self.callers:
-                return True
-            if _lines.get(self.place.path) is self:
-                del _lines[self.place.path]
-        return False
+    async def suspend(self, seconds: float) -> None:
+        """Wait in this task until it is over, or ``seconds`` have passed."""
+        import asyncio  # loaded: a task runs
 
-    def _offer(self, file: KernelLock) -> Caller | None:
-        """Offer what was granted to the first that wants it; release it if nobody does."""
-        with guard:
-            while self.callers and not self.is_taken_over:
-                caller = self.callers.popleft()
-                if caller.offer(file):
-                    self.file = None
-                    return caller
-            self._drop(file)
-        return None
+        assert self._future is not None
+        await asyncio.wait([self._future], timeout=seconds)
 
-    def _drop(self, file: KernelLock) -> None:
-        """Close what the thread waited for, and unlock it unless somebody has taken it over."""
-        with guard:
-            if self.is_taken_over:
-                file.held = False  # closing this copy of the descriptor must not unlock the other
-            self.is_taken_over = False
-            self.file = None
-            file.close()
-
-    def _wait_for_file(self) -> KernelLock | Exception:
-        """The lock file once it is locked and in place, or the error that ended the wait."""
-        try:
-            pause = _FIRST_PAUSE
-            for _ in range(RESTARTS):
-                try:
-                    file = open_lock_file(self.place)
-                except BlockingIOError:
-                    time.sleep(pause)
-                    pause = min(pause * 2, _LONGEST_PAUSE)
-                    continue
-                is_current = False
-                self.file = file
-                try:
-                    file.lock()
-                    is_current = current_status(file) is not None
-                except OSError as error:
-                    raise unavailable(error, file.path, "the kernel ended the wait") from error
-                finally:
-                    if not is_current:
-                        self._drop(file)
-                if is_current:
-                    return file
-            raise restarted_in_vain(self.place.path)
-        except Exception as error:  # handed to the callers, who raise it
-            return error
-
-
-def unwanted_grant(wanted: KernelLock) -> KernelLock | None:
-    """A lock on the file that ``wanted`` could not lock, if only a line without callers is before.
-
-    Its thread still waits on behalf of callers that gave up, and is granted the lock for nobody.
-    To lock the very file that it has open changes nothing where the thread was granted the lock
-    just now, and fails where somebody else has it. Nobody wants a file that was replaced since.
-
-    Raises:
-        OSError: the kernel refuses.
-    """
-    # No `return` of what a call gives stands inside: it could be interrupted after the call, and
-    # would leave the mutex locked.
-    with guard:
-        line = _lines.get(wanted.path)
-        granted = None
-        file = None if line is None or line.callers else line.file
-        if file is not None and file.identity == wanted.identity:
-            granted = file.locked_copy()
-        if line is not None and granted is not None:
-            line.is_taken_over = True
-            wanted.close()
-        elif wanted.try_lock():
-            granted = wanted
-    return granted
-
-
-class Caller:
-    """A place in line."""
-
-    def __init__(self) -> None:
-        self._line: _Line | None = None
-        self._outcome: KernelLock | Exception | None = None
-
-    def join(self, place: Place) -> None:
-        """Stand in line for the lock file at ``place``.
+    def take(self) -> KernelLock | None:
+        """The lock that was granted; ``None`` if there is nothing to take.
 
         Raises:
-            LockUnavailable: no thread can be started to wait.
+            LockUnavailable: it cannot be locked.
         """
         with guard:
-            self._line = _lines.get(place.path) or _start_line(place)
-            self._line.callers.append(self)
-
-    def granted(self) -> KernelLock | None:
-        """Leave the line; the lock, if it was granted.
-
-        The caller keeps it as well, so that whoever is interrupted here can still `leave`.
-
-        Raises:
-            LockUnavailable: what ended the wait.
-        """
-        with guard:
-            if self._line is not None and self in self._line.callers:
-                self._line.callers.remove(self)
-            self._line = None
-            outcome = self._outcome
-            if outcome is not None:
-                self.accept()
+            outcome, self._offer = self._offer, None
+            self._is_taken = outcome is not None
+            self._answered.set()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    def accept(self) -> None:
-        """Let the line's thread know that the offer is taken. Called under `guard`."""
-
-    def is_told(self) -> bool:
-        """Whether the wait is over: the lock granted, or refused."""
-        return self._outcome is not None
-
     def leave(self) -> None:
-        """Give up the place; what was granted is given back."""
+        """Give up the wait; the thread offers what it was granted to the next one."""
+        with guard:
+            self._offer = None
+            self._answered.set()
+            if self in self._turns:
+                self._turns.remove(self)
+
+    # For the thread
+
+    def is_accepted(self, outcome: KernelLock | Exception) -> bool:
+        """Offer what was granted, or what went wrong; whether the caller took it."""
+        with guard:
+            if self._answered.is_set():
+                return False
+            self._offer = outcome
         try:
-            file = self.granted()
-        except LockUnavailable:
-            return
-        if file is not None:
-            file.close()
-
-    def offer(self, outcome: KernelLock | Exception) -> bool:
-        """Take note of what the thread got; false if it cannot be told. Called under `guard`."""
-        raise NotImplementedError
-
-    def takes(self) -> bool:
-        """Wait, in the line's thread, until the offer is taken; false if it never is."""
-        raise NotImplementedError
-
-    def block(self, seconds: float | None) -> None:
-        """Wait in this thread until the wait is over, or ``seconds`` have passed."""
-        raise NotImplementedError
-
-    async def suspend(self, seconds: float | None) -> None:
-        """Wait in this task until the wait is over, or ``seconds`` have passed."""
-        raise NotImplementedError
-
-    def blocks_own_thread(self) -> bool:
-        """Whether its thread would wait for ever for what this caller is, or may be, granted."""
-        raise NotImplementedError
-
-
-class ThreadCaller(Caller):
-    """A plain caller."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._told = _thread.allocate_lock()
-        self._told.acquire()
-
-    def offer(self, outcome: KernelLock | Exception) -> bool:
-        self._outcome = outcome
-        self._told.release()
-        return True
-
-    def takes(self) -> bool:
-        return True  # or it gives it back by itself
-
-    def block(self, seconds: float | None) -> None:
-        self._told.acquire(True, -1 if seconds is None else min(seconds, _thread.TIMEOUT_MAX))
-
-    def blocks_own_thread(self) -> bool:
-        return True
-
-
-class TaskCaller(Caller):
-    """A task of an asyncio event loop."""
-
-    def __init__(self) -> None:
-        import asyncio
-
-        super().__init__()
-        self._loop = asyncio.get_running_loop()
-        self._told: asyncio.Future[None] = self._loop.create_future()
-        self._taken = _thread.allocate_lock()
-        self._taken.acquire()
-
-    def accept(self) -> None:
-        if self._taken.locked():
-            self._taken.release()
-
-    def offer(self, outcome: KernelLock | Exception) -> bool:
-        # A loop that has stopped may never go on: there, the task is told to try again.
-        runs = self._loop.is_running()
-        try:
-            # The call is none of Python code, in which a signal handler could raise, so that the
-            # task would never be told.
-            self._loop.call_soon_threadsafe(self._told.set_result, None)
+            if self._loop is None or self._future is None:
+                self._event.set()
+            else:
+                self._loop.call_soon_threadsafe(_finish, self._future)
         except RuntimeError:  # the loop is closed
-            return False
-        if runs:
-            self._outcome = outcome
-        return runs
+            self._withdraw()
+        while not self._answered.wait(_LOOK_EVERY):
+            # A loop that has stopped may never go on. If it does, its task tries again.
+            if self._loop is not None and not self._loop.is_running():
+                self._withdraw()
+        return self._is_taken
 
-    def takes(self) -> bool:
-        # Until the task takes it, the line has it: a loop that stops before leaves it to the next.
-        pause = _FIRST_PAUSE
-        while not self._taken.acquire(True, pause):
-            pause = min(pause * 2, _LONGEST_PAUSE)
-            if not self._loop.is_running():
-                with guard:
-                    # It may have taken it just now, and its loop have ended since.
-                    is_taken = self._taken.acquire(False)
-                    if not is_taken:
-                        self._outcome = None
-                return is_taken
-        return True
-
-    async def suspend(self, seconds: float | None) -> None:
-        import asyncio
-
-        await asyncio.wait((self._told,), timeout=seconds)
-
-    def is_told(self) -> bool:
-        return self._told.done()
-
-    def blocks_own_thread(self) -> bool:
-        return self._loop.is_running() or self._outcome is not None
+    def _withdraw(self) -> None:
+        with guard:
+            self._offer = None
+            self._answered.set()
 
 
-def _start_line(place: Place) -> _Line:
-    line = _Line(place)
+def _finish(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Queue:
+    """The callers that wait for one lock, and the thread for them.
+
+    Its fields are changed under `guard`.
+
+    Args:
+        path: path of the lock.
+        open_lock: opens what is to be locked.
+    """
+
+    def __init__(self, path: str, open_lock: Callable[[], KernelLock]) -> None:
+        self.path = path
+        self.turns: deque[Turn] = deque()
+        #: What the thread waits for in the kernel's queue.
+        self.lock: KernelLock | None = None
+        self._open_lock = open_lock
+
+    def serve(self) -> None:
+        """Stand in the kernel's queue and offer what is granted, until nobody waits any more."""
+        block_signals()
+        while True:
+            outcome: KernelLock | Exception
+            try:
+                outcome = self._wait_for_lock()
+            except Exception as error:  # for the callers, who raise it
+                outcome = error
+            while (turn := self._next_turn(outcome)) is not None:
+                if turn.is_accepted(outcome) and isinstance(outcome, KernelLock):
+                    break
+            with guard:
+                if not self.turns:
+                    if _queues.get(self.path) is self:
+                        del _queues[self.path]
+                    return
+
+    def _next_turn(self, outcome: KernelLock | Exception) -> Turn | None:
+        """The first caller in the queue; if there is none, what was granted is released."""
+        with guard:
+            self.lock = None
+            if self.turns:
+                return self.turns.popleft()
+            if isinstance(outcome, KernelLock):
+                outcome.close()
+        return None
+
+    def _wait_for_lock(self) -> KernelLock:
+        """The lock, once it is granted and in place."""
+        restarts = 0
+        while restarts < RESTARTS:
+            try:
+                lock = self._open_lock()
+            except BlockingIOError:  # a lease, which will be given back
+                time.sleep(_LOOK_EVERY)
+                continue
+            with guard:
+                self.lock = lock
+            try:
+                lock.lock()
+                if lock.is_in_place():
+                    return lock
+            except LockUnavailable:
+                raise
+            except OSError as error:
+                raise unavailable(error, lock.path, advice_for(error, REFUSED)) from error
+            with guard:
+                self.lock = None
+                lock.close()
+            restarts += 1
+        raise replaced_too_often(self.path)
+
+
+#: The queues of this process by the path of their lock.
+_queues: dict[str, Queue] = {}
+
+
+@in_child
+def _forget_queues() -> None:
+    _queues.clear()
+
+
+def join(
+    path: str, open_lock: Callable[[], KernelLock], loop: asyncio.AbstractEventLoop | None
+) -> Turn | None:
+    """A turn in the queue for the lock at a path; ``None`` if no thread can be started to wait."""
+    with guard:
+        queue = _queues.get(path)
+        if queue is not None:
+            return Turn(queue.turns, loop)
+        queue = Queue(path, open_lock)
+        turn = Turn(queue.turns, loop)
+        try:
+            threading.Thread(target=queue.serve, daemon=True).start()
+        except RuntimeError:
+            return None
+        _queues[path] = queue
+    return turn
+
+
+def try_again(lock: KernelLock) -> KernelLock:
+    """A lock that could not be taken, taken if only our own thread was in the way.
+
+    The thread may wait on behalf of callers that gave up: it is then granted the lock for nobody,
+    and releases it at once. Locking the very file that it has open changes nothing in this moment,
+    and fails if somebody else has the lock.
+    """
+    with guard:
+        queue = _queues.get(lock.path)
+        if queue is None or queue.lock is None or queue.turns or not queue.lock.try_lock():
+            lock.try_lock()  # the thread may have released it just now
+            return lock
+        turn = Turn(queue.turns, None)
     try:
-        _lines[place.path] = line
-        start_thread(line.serve)
-    except BaseException as error:
-        # Whether or not its thread runs by now, nobody is to join it. One that runs finds
-        # nobody in line, and ends.
-        _lines.pop(place.path, None)
-        if isinstance(error, (RuntimeError, ImportError, OSError)):
-            raise LockUnavailable(
-                errno.EAGAIN, f"no thread can be started to wait ({error})", place.path
-            ) from error
-        raise
-    return line
+        turn.block(_AT_ONCE)  # longer only if the file was replaced just now
+        granted = turn.take()
+    finally:
+        turn.leave()
+    if granted is not None:
+        lock.close()
+    return granted or lock

@@ -1,12 +1,10 @@
-"""The errors of this library; a bad path gets the built-in error for it instead."""
+"""The errors of this library. A path that leads to no directory raises the built-in error."""
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ._holder.holder import Holder
-else:
-    Holder = object  # for `typing.get_type_hints`: its room stands above this one
+import errno
+
+from ._holder import Holder
 
 
 class SourceTreeLockError(Exception):
@@ -32,9 +30,74 @@ class LockTimeout(SourceTreeLockError, TimeoutError):
 
 
 class LockUnavailable(SourceTreeLockError, OSError):
-    """Locking does not work here, regardless of who holds the lock; the message says what to do.
+    """Locking does not work here, whether or not anybody holds the lock.
+
+    The message says what to do.
 
     Attributes:
         errno: the system's error number, as in every ``OSError``.
         filename: the path that cannot be locked.
     """
+
+
+class NoLockFile(LockUnavailable):
+    """There is no lock file, and nobody can make one in the directory that is used by default."""
+
+
+def unavailable(
+    error: OSError, path: str, what: str, kind: type[LockUnavailable] = LockUnavailable
+) -> LockUnavailable:
+    """The `LockUnavailable` for an error of the system: ``what`` failed, and what to do."""
+    return kind(error.errno or errno.EIO, f"{what} ({error.strerror or error})", path)
+
+
+# What failed and what to do, by the system's answer; 0 is for all other answers
+
+_ELSEWHERE = "name another directory with lock_dir or SOURCE_TREE_LOCK_DIR"
+_IS_A_LINK = (
+    "the lock file is a symbolic link, which is never followed, or its directory has links that "
+    "lead in a circle; remove the link"
+)
+_NOT_A_FILE = "the lock file is not a regular file; remove it"
+_NO_RIGHT = f"give the lock file mode 0666 and its directory mode 1777, or {_ELSEWHERE}"
+_TOO_MANY = dict.fromkeys((errno.EMFILE, errno.ENFILE), "close some files, or raise the limit")
+
+OPEN_LOCK_FILE = {
+    0: f"the lock file cannot be opened; {_ELSEWHERE}",
+    **_TOO_MANY,
+    **dict.fromkeys((errno.ELOOP, errno.EMLINK), _IS_A_LINK),  # the latter is FreeBSD's answer
+    **dict.fromkeys((errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EISDIR), _NOT_A_FILE),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), f"no permission to open the lock file; {_NO_RIGHT}"),
+}
+MAKE_LOCK_FILE = {
+    0: f"the lock file cannot be made in the lock directory; {_ELSEWHERE}",
+    **_TOO_MANY,
+    errno.ENOENT: f"the lock directory does not exist; make it, or {_ELSEWHERE}",
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST), f"the lock directory is not a directory; {_ELSEWHERE}"
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), f"no permission to make the lock file; {_NO_RIGHT}"),
+}
+OPEN_TREE = {
+    0: "the source tree cannot be opened",
+    **_TOO_MANY,
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM),
+        "the source tree cannot be opened; give yourself the right to read it",
+    ),
+}
+REFUSED = {
+    0: (
+        "the file system refuses to lock it; mount it so that flock works (Lustre: -o flock), or "
+        f"{_ELSEWHERE}"
+    ),
+    errno.EACCES: (
+        "the system does not let this program lock it; allow it (AppArmor: k for the path, "
+        "SELinux: lock for its type)"
+    ),
+}
+
+
+def advice_for(error: OSError, table: dict[int, str]) -> str:
+    """What failed and what to do, by one of the tables."""
+    return table.get(error.errno or 0, table[0])

@@ -1,11 +1,11 @@
-"""What this system does in its own way. Nothing outside this folder asks which system it is.
+"""What this system does in its own way. Nothing outside this package asks which system it is.
 
 `posix` and `windows` define the same names; those of this system can be imported from here.
 """
 
 import os
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False  # pyright: ignore[reportConstantRedefinition]
 if TYPE_CHECKING or os.name == "posix":
     from .posix import *  # noqa: F403
 else:

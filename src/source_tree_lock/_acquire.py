@@ -1,0 +1,342 @@
+"""Entering a source tree: try, report who holds it, wait, check, register.
+
+Nobody enters without the kernel locks, or a lock inside the hold of an ancestor that has them:
+first the lock file, where callers queue and which keeps uv out, then the tree itself.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from ._hold import Hold, Owner, hold_of
+from ._holder import Wait, is_info_logged, logger
+from ._kernel_lock import READ_ONLY, Identity, KernelLock, guard
+from ._paths import (
+    RESTARTS,
+    AnyPath,
+    Digest,
+    Place,
+    Tree,
+    inner_lock_files,
+    open_lock_file,
+    open_tree,
+    place_of,
+    replaced_too_often,
+    try_lock,
+    warn_if_shared,
+)
+from .errors import REFUSED, LockTimeout, LockUnavailable, NoLockFile, advice_for, unavailable
+
+if TYPE_CHECKING:
+    from ._handover import Outer
+    from ._wait import Pause, Report, Waiting
+
+
+class Request:
+    """How a tree is entered. The arguments are those of `SourceTreeLock`.
+
+    Attributes:
+        for_children: whether the tree is held only on behalf of child processes.
+        reports: what has been said of the wait of each owner, by task, greenlet or thread.
+    """
+
+    def __init__(
+        self,
+        digest: Digest,
+        lock_dir: AnyPath | None,
+        on_wait: Callable[[Wait], object] | None,
+        while_waiting: Callable[[Wait], object] | None,
+        after_wait: Callable[[Wait], object] | None,
+        for_children: bool,
+    ) -> None:
+        self.digest = digest
+        self.lock_dir = lock_dir
+        self.on_wait = on_wait
+        self.while_waiting = while_waiting
+        self.after_wait = after_wait
+        self.is_silent = on_wait is None and while_waiting is None and after_wait is None
+        self.for_children = for_children
+        self.reports: weakref.WeakKeyDictionary[object, Report] = weakref.WeakKeyDictionary()
+
+
+class Entry:
+    """One entry into a tree, from the first attempt until it is left.
+
+    Attributes:
+        path: the path of the source tree as it was given.
+        request: how it is entered.
+        owner: who enters.
+        is_async: whether it waits in a task, and not in its thread.
+        started: when it began, by `time.monotonic`.
+        deadline: when its time is up; ``None`` if it has no limit.
+        hold: what was entered, once it was.
+        tree: the tree to which the path led last.
+        place: where the lock file is.
+        file: the lock file, while it is open.
+        outer: the hold of an ancestor that this entry is inside of.
+        looks_for_outer: whether to look for one before the next wait.
+        blocked_by: what could not be locked; ``None`` if the only way is to try again.
+    """
+
+    def __init__(
+        self, path: AnyPath, request: Request, seconds: float | None, *, is_async: bool
+    ) -> None:
+        self.path = path
+        self.request = request
+        self.owner = Owner()
+        self.is_async = is_async
+        self.started = time.monotonic()
+        self.deadline = None if seconds is None else self.started + seconds
+        self.hold: Hold | None = None
+        self.tree: Tree | None = None
+        self.place: Place | None = None
+        self.file: KernelLock | None = None
+        self.outer: Outer | None = None
+        self.looks_for_outer = True
+        self.blocked_by: KernelLock | None = None
+        self._blocked_below: str | None = None
+        self._no_file: NoLockFile | None = None
+        self._waiting: Waiting | None = None
+
+    def enter(self) -> bool:
+        """Enter, waiting in this thread; false if the time is up."""
+        with closing(self._steps()) as steps:
+            for pause, seconds in steps:
+                pause.block(seconds)
+        return self._is_entered()
+
+    async def enter_async(self) -> bool:
+        """Enter, waiting in this task; false if the time is up."""
+        with closing(self._steps()) as steps:
+            for pause, seconds in steps:
+                await pause.suspend(seconds)
+        return self._is_entered()
+
+    def _is_entered(self) -> bool:
+        if self.hold is not None and self._waiting is not None:
+            self._waiting.end()
+        return self.hold is not None
+
+    def _steps(self) -> Generator[Pause, None, None]:
+        """Give what to wait for, until the tree is entered or the time is up.
+
+        However it ends, nothing stays open but what is held.
+        """
+        try:
+            while not self._attempt():
+                if self.is_time_up():
+                    return
+                if self._waiting is None:
+                    with guard:
+                        from ._wait import Waiting
+                    self._waiting = Waiting(self)
+                yield from self._waiting.pauses()
+        finally:
+            if self._waiting is not None:
+                self._waiting.stop()
+            if self.hold is None or not self.hold.lasts():
+                self._close()
+
+    def _attempt(self) -> bool:
+        """Enter if that is possible without waiting."""
+        for _ in range(RESTARTS):
+            if self.tree is None or not self.tree.is_open():
+                self.tree = open_tree(self.path)
+            tree = self.tree
+            hold = hold_of(tree.identity)
+            if hold is not None and hold.enter_again(self.owner):
+                self.hold = hold
+                tree.close()
+                return True
+            if self.outer is not None:
+                place = self.outer.inner_place()
+            else:
+                place = place_of(tree.path, self.request.digest, self.request.lock_dir)
+            self.place = place
+            if self._try_locks(tree, place):
+                if self._is_in_place(tree):
+                    return self._register(tree)
+                self.outer, self.looks_for_outer = None, True
+            elif not self._find_outer(tree, place):
+                return False
+            self._close()
+        raise replaced_too_often(self.lock_file)
+
+    def _try_locks(self, tree: Tree, place: Place) -> bool:
+        """Take the lock file and the tree, and check that nobody is inside a hold that is over."""
+        self.blocked_by = self._blocked_below = None
+        if not self._try_file(place):
+            return False
+        if self.outer is None or not self.outer.has_tree:
+            if self.file is not None:
+                warn_if_shared(tree, self.file)
+            self.blocked_by = tree.lock
+            if not tree.try_lock():
+                return False
+            self.blocked_by = None
+            if tree.lock is None and self.file is None and self._no_file is not None:
+                raise self._no_file  # there is nothing to lock
+        return self._is_free_below()
+
+    def _try_file(self, place: Place) -> bool:
+        if self.file is not None and self.file.path != place.path:
+            self.file.close()  # during the wait, the path began to lead to another tree
+            self.file = None
+        try:
+            self.file = self.file or open_lock_file(place)
+            if not try_lock(self.file):
+                with guard:
+                    from ._queue import try_again
+                self.file = try_again(self.file)
+                self.blocked_by = self.file
+            return self.file.held
+        except NoLockFile as error:
+            self._no_file = error  # the tree alone may serve
+            return True
+        except BlockingIOError:
+            return False  # another process has a lease on it, and is asked to give it back
+        except LockUnavailable:
+            raise
+        except OSError as error:
+            raise unavailable(error, place.path, advice_for(error, REFUSED)) from error
+
+    def _is_free_below(self) -> bool:
+        """Whether nobody is inside a hold that was handed over and has ended since.
+
+        A child whose parent was killed goes on inside the parent's hold, by a lock of its own.
+        """
+        if self.file is None:
+            return True
+        outer = self.outer
+        base, level = (self.file.path, 1) if outer is None else (outer.base or "", outer.level + 2)
+        for path in inner_lock_files(base, level):
+            try:
+                inner = KernelLock(path, READ_ONLY)
+            except OSError:
+                continue  # nobody could lock it
+            try:
+                if not inner.try_lock():
+                    self._blocked_below = path
+                    return False
+            finally:
+                inner.close()
+        return True
+
+    def _is_in_place(self, tree: Tree) -> bool:
+        """Whether what was locked is still what the paths lead to, and the outer hold lasts."""
+        if not tree.is_in_place():
+            return False
+        if self.file is not None:
+            return self.file.is_in_place() and (self.outer is None or self.outer.lasts())
+        if is_info_logged():
+            what = "Source tree %r is locked by itself alone, which uv does not see: %s."
+            logger().info(what, tree.path, self._no_file)
+        return True
+
+    def _find_outer(self, tree: Tree, place: Place) -> bool:
+        """Whether this process turns out to be inside the hold of an ancestor."""
+        if self.outer is not None or not self.looks_for_outer:
+            return False
+        self.looks_for_outer = False
+        with guard:
+            from ._handover import find_outer
+        self.outer = find_outer(tree.identity, place)
+        return self.outer is not None
+
+    def _register(self, tree: Tree) -> bool:
+        hold = Hold(self.owner, tree, self.file, self.outer)
+        self.hold = hold  # first, so that an interrupted entry can be left
+        if not hold.register():
+            # Another owner of this process holds it by a lock file of another name, and trees
+            # cannot be locked here.
+            self.hold = None
+            return False
+        self.file = None
+        hold.write_record(for_children=self.request.for_children)
+        return True
+
+    # For the wait
+
+    def is_time_up(self) -> bool:
+        """Whether the time is up."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    @property
+    def identity(self) -> Identity:
+        """Device and inode of the tree."""
+        assert self.tree is not None
+        return self.tree.identity
+
+    @property
+    def tree_path(self) -> str:
+        """The canonical path of the tree."""
+        assert self.tree is not None
+        return self.tree.path
+
+    @property
+    def lock_file(self) -> str:
+        """The path of the lock file."""
+        assert self.place is not None
+        return self.place.path
+
+    @property
+    def awaited(self) -> tuple[str | None, Identity | None]:
+        """What is waited for: the lock file, the tree, or both if it may be either."""
+        if self._blocked_below is not None:
+            return self._blocked_below, None
+        # While the lock file is ours, it says nothing of others.
+        file = None if self.file is not None and self.file.held else self.lock_file
+        return file, None if self.outer is not None and self.outer.has_tree else self.identity
+
+    def release_blocked(self) -> None:
+        """Close what could not be locked: the thread of the queue has its own descriptor."""
+        if self.blocked_by is self.file:
+            self._close()
+        elif self.tree is not None:
+            self.tree.close()
+
+    def adopt(self, lock: KernelLock | None) -> None:
+        """Take over the lock that the thread of the queue was granted."""
+        if lock is None or self.tree is None:
+            return
+        if self.blocked_by is not self.tree.lock:
+            self.file = lock
+        elif lock.identity == self.identity:
+            self.tree.lock = lock
+        else:
+            lock.close()  # another directory is there now
+
+    def timed_out(self) -> LockTimeout:
+        """The error for an entry whose time is up."""
+        with guard:
+            from ._proc import find_holder
+
+        holder = find_holder(*self.awaited)
+        waited = time.monotonic() - self.started
+        held = f"held by {holder or 'an unknown process'}"
+        message = f"waited {waited:.1f} s for source tree {self.tree_path!r}, {held}"
+        return LockTimeout(message, tree=self.tree_path, waited=waited, holder=holder)
+
+    # Leaving
+
+    def _close(self) -> None:
+        """Close what is open and not held."""
+        if self.tree is not None:
+            self.tree.close()
+        if self.file is not None:
+            self.file.close()
+        self.file = None
+
+    def leave(self) -> None:
+        """Leave the tree. Leaving twice does nothing."""
+        hold, self.hold = self.hold, None
+        if hold is not None:
+            hold.leave()
+
+    def lasts(self) -> bool:
+        """Whether it is inside a tree that this process holds."""
+        return self.hold is not None and self.hold.lasts()

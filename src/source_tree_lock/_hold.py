@@ -1,0 +1,197 @@
+"""What this process holds, and which task, greenlet or thread of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ._kernel_lock import Identity, KernelLock, guard, in_child
+from ._paths import AnyPath, Tree, inner_lock_file, open_tree
+from ._record import blank_record, write_record
+from ._system import CAN_HAND_DOWN
+
+if TYPE_CHECKING:
+    from ._handover import Outer
+
+
+class Owner:
+    """Who entered a tree: the running task, else the greenlet, else the thread.
+
+    Attributes:
+        who: the task, greenlet or thread.
+        thread: the thread in which it runs. Unlike its number, the object is never used again.
+    """
+
+    __slots__ = ("thread", "who")
+
+    def __init__(self) -> None:
+        self.thread = threading.current_thread()
+        self.who: Any = running_task("asyncio") or running_task("trio") or _greenlet() or self.thread
+
+    def may_act_for(self, other: Owner) -> bool:
+        """Whether this owner may leave, or enter again, what the other has entered.
+
+        The hold of a task that has ended belongs to its thread: the next cell of a notebook and
+        the second half of an async fixture run in tasks of their own.
+        """
+        return self.who is other.who or (self.thread is other.thread and _has_ended(other.who))
+
+
+def running_task(library: str) -> object:
+    """The running task of asyncio or trio; ``None`` if there is none."""
+    module: Any = sys.modules.get("trio.lowlevel" if library == "trio" else library)
+    current_task = getattr(module, "current_task", None)  # it may be half imported
+    try:
+        return None if current_task is None else current_task()
+    except RuntimeError:
+        return None  # no event loop runs in this thread
+
+
+def _greenlet() -> object:
+    """The running greenlet, unless it is the thread's own."""
+    getcurrent: Any = getattr(sys.modules.get("greenlet"), "getcurrent", None)
+    greenlet = None if getcurrent is None else getcurrent()
+    return None if greenlet is None or greenlet.parent is None else greenlet
+
+
+def _has_ended(who: Any) -> bool:
+    """Whether an owner is a task or a greenlet that has ended."""
+    if hasattr(who, "done"):  # asyncio's tasks
+        return bool(who.done())
+    if hasattr(who, "coro"):  # trio's
+        return getattr(who.coro, "cr_frame", who) is None
+    return bool(getattr(who, "dead", False))  # greenlets
+
+
+class Hold:
+    """A tree that one owner of this process holds, however often it entered.
+
+    Attributes:
+        owner: who entered.
+        tree: the tree, with its kernel lock.
+        file: the lock file with its kernel lock; ``None`` where nobody can have it.
+        base: path of the lock file of the outermost hold; ``None`` where nobody can have it.
+        level: how many holds this one is inside of.
+        outer: the hold of an ancestor that this one is inside of.
+        count: how many times its owner has entered and not left.
+        token: what the record says while the hold lasts; empty where none could be written.
+    """
+
+    def __init__(
+        self, owner: Owner, tree: Tree, file: KernelLock | None, outer: Outer | None
+    ) -> None:
+        self.owner = owner
+        self.tree = tree
+        self.file = file
+        self.outer = outer
+        self.level = 0 if outer is None else outer.level + 1
+        self.base = outer.base if outer is not None else None if file is None else file.path
+        self.count = 1
+        self.token = ""
+
+    def lasts(self) -> bool:
+        """Whether this process holds it: not once it is over, nor in a forked child."""
+        with guard:
+            return _holds.get(self.tree.identity) is self
+
+    def register(self) -> bool:
+        """Have this process hold the tree; false if another owner of it does."""
+        with guard:
+            return _holds.setdefault(self.tree.identity, self) is self
+
+    def enter_again(self, owner: Owner) -> bool:
+        """Count one more entry; false if this is another owner's."""
+        with guard:
+            if not (self.lasts() and owner.may_act_for(self.owner)):
+                return False
+            self.owner = owner
+            self.count += 1
+        return True
+
+    def leave(self) -> None:
+        """Leave once. Leaving for the last time releases the kernel locks."""
+        with guard:
+            if not self.lasts():
+                return
+            self.count -= 1
+            if self.count:
+                return
+            del _holds[self.tree.identity]
+        try:
+            self.tree.close()
+        finally:
+            if self.file is not None:
+                if self.token:
+                    blank_record(self.file)
+                self.file.close()
+
+    def write_record(self, *, for_children: bool) -> None:
+        """Write into the lock file who holds the tree, if that is possible."""
+        if self.file is not None:
+            with suppress(OSError):
+                self.token = write_record(self.file, for_children=for_children)
+
+    def descriptors(self) -> tuple[int, ...]:
+        """Those that carry its locks: a child that inherits them keeps the tree locked."""
+        locks = (self.file, self.tree.lock) if CAN_HAND_DOWN else ()
+        return tuple(lock.fileno() for lock in locks if lock is not None and lock.held)
+
+
+#: What this process holds, by device and inode of the tree; used under `guard`.
+_holds: dict[Identity, Hold] = {}
+
+
+@in_child
+def _forget_holds() -> None:
+    _holds.clear()
+
+
+def all_holds() -> list[Hold]:
+    """All holds of this process."""
+    with guard:
+        return list(_holds.values())
+
+
+def hold_of(tree: Identity) -> Hold | None:
+    """The hold of this process on a tree."""
+    with guard:
+        return _holds.get(tree)
+
+
+def current_hold(path: AnyPath = ".") -> Hold | None:
+    """What the running owner holds at a path; ``None`` also where there is no tree."""
+    try:
+        tree = open_tree(path)
+    except (OSError, ValueError):
+        return None
+    tree.close()
+    hold = hold_of(tree.identity)
+    return hold if hold is not None and Owner().may_act_for(hold.owner) else None
+
+
+# Handing holds over to child processes: `_handover` reads what is written here
+
+HELD_VARIABLE = "SOURCE_TREE_LOCK_HELD"
+
+
+def environ_of(owner: Owner) -> dict[str, str]:
+    """The variable that hands over all holds of an owner, and what was handed to this process."""
+    import json  # imported only to hand over: it takes longer than an entry
+
+    entries = {}
+    with suppress(ValueError, TypeError, LookupError):
+        entries = {str(each["tree"]): each for each in json.loads(os.environ[HELD_VARIABLE])}
+    for hold in all_holds():
+        if owner.may_act_for(hold.owner):
+            tree = list(hold.tree.identity)
+            entries[str(tree)] = {
+                "tree": tree,
+                "lock_file": hold.base,
+                "level": hold.level,
+                "pid": os.getpid(),
+                "token": hold.token,
+            }
+    return {HELD_VARIABLE: json.dumps(list(entries.values()))}

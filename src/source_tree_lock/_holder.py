@@ -1,0 +1,122 @@
+"""Who holds a source tree, and a wait for it, in words; and the logger of this library."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from ._system import host_name, user_id, user_name
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+# Names are shown to people and written without quoting: a terminal obeys none of these letters.
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
+LONGEST_NAME = 64
+
+
+class Holder(NamedTuple):
+    """The process that holds a source tree.
+
+    Attributes:
+        pid: its process id, on its own host and in its own pid namespace.
+        program: its name, without arguments; ``None`` when unknown.
+        host: the name of its host; ``None`` when unknown.
+        since: when it got the lock, in seconds since the epoch; ``None`` when unknown.
+        user: the name of its user; ``None`` when unknown.
+        is_stopped: whether it is stopped (Ctrl-Z, SIGSTOP), and so will not leave by itself.
+        is_local: whether its process id means something to this process: same host and namespace.
+    """
+
+    pid: int
+    program: str | None = None
+    host: str | None = None
+    since: float | None = None
+    user: str | None = None
+    is_stopped: bool = False
+    is_local: bool = True
+
+    @property
+    def name(self) -> str:
+        """``pip (pid 4242)``, with the user and the host where they are not those of this process."""
+        details = f"pid {self.pid}"
+        if self.is_local and self.pid == os.getpid():
+            details += ", this process"
+        if self.user is not None and self.user != user_name(user_id()):
+            details += f", user {self.user}"
+        if not self.is_local and self.host == this_host():
+            details += ", in another container"
+        text = f"{self.program} ({details})" if self.program else details
+        return text if self.host in (None, this_host()) else f"{text} on {self.host}"
+
+    def __str__(self) -> str:
+        held = "" if self.since is None else f" for {in_words(time.time() - self.since)}"
+        return f"{self.name}{held}{' (stopped)' if self.is_stopped else ''}"
+
+
+class Wait(NamedTuple):
+    """A wait for a source tree.
+
+    Attributes:
+        tree: canonical path of the source tree.
+        lock_file: path of the lock file that is waited for.
+        holder: who holds the tree; ``None`` when unknown.
+        waited: how long the wait has lasted, in seconds.
+    """
+
+    tree: str
+    lock_file: str
+    holder: Holder | None
+    waited: float
+
+    def __str__(self) -> str:
+        return self._sentence(self.tree if self.tree.isprintable() else ascii(self.tree))
+
+    def fit(self, columns: int) -> str:
+        """The same sentence in at most ``columns`` letters: the path is shortened from the left."""
+        text = str(self)
+        spare = columns - len(self._sentence("…"))
+        if len(text) <= columns:
+            return text
+        return self._sentence("…" + text[-spare:] if spare > 0 else "…")[: max(0, columns)]
+
+    def _sentence(self, tree: str) -> str:
+        so_far = f"{in_words(self.waited)} " if self.waited >= 1 else ""
+        holder = self.holder
+        name = "an unknown process" if holder is None else holder.name
+        stopped = ", which is stopped," if holder is not None and holder.is_stopped else ""
+        return f"waiting {so_far}for {name}{stopped} to leave {tree}"
+
+
+def in_words(seconds: float) -> str:
+    """A duration in words: ``5 s``, ``2 min 5 s``, ``1 h 0 min``."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def as_name(text: str) -> str:
+    """A name of letters, digits, ``.``, ``_``, ``+`` and ``-``, 64 at most."""
+    return "".join(each if each in LETTERS else "_" for each in text[:LONGEST_NAME])
+
+
+def this_host() -> str:
+    """The name of this host."""
+    return as_name(host_name()) or "unknown"
+
+
+def logger() -> Logger:
+    """The logger ``source_tree_lock``."""
+    import logging  # imported when there is something to say: it takes longer than an entry
+
+    return logging.getLogger("source_tree_lock")
+
+
+def is_info_logged() -> bool:
+    """Whether a message at INFO is handled: never in a process that has not imported logging."""
+    return "logging" in sys.modules and logger().isEnabledFor(20)  # logging.INFO

@@ -1,0 +1,223 @@
+"""Who holds a lock and who waits, by the kernel's list, the records and the processes themselves.
+
+Where there is no /proc, less is known; nothing here fails because of that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from . import _system
+from ._holder import Holder, as_name, this_host
+from ._kernel_lock import READ_ONLY, Identity, KernelLock, identity_of, is_unsupported, leads_to
+from ._paths import inner_lock_files, try_lock
+from ._record import read_record
+from ._system import DIRECTORY, PROC
+from .errors import REFUSED, advice_for, unavailable
+
+#: Device and inode as the kernel writes them.
+Key = bytes
+
+#: The kernel cuts the name of a program after so many letters (TASK_COMM_LEN, less the NUL byte).
+_LONGEST_COMM = 15
+
+
+# The kernel's list
+
+
+class Flock(NamedTuple):
+    """One flock in the kernel's list (proc_locks(5), Linux).
+
+    Attributes:
+        is_waiting: whether it is only waited for.
+        key: what it is on.
+        pid: the process that asked for it, even if that has ended and left the lock to a child.
+    """
+
+    is_waiting: bool
+    key: Key
+    pid: int
+
+
+def flocks() -> list[Flock]:
+    """All flocks that the kernel lists.
+
+    The kernel gives a page at a time, so that a lock may be missing while others are released.
+    Callers that wait read the list again and again.
+    """
+    found = []
+    for entry in _read("locks").splitlines():
+        # "1: FLOCK ADVISORY WRITE 4242 00:1f:9001 0 EOF", or "1: -> FLOCK ..." for a waiter
+        fields = entry.split()
+        is_waiting = fields[1] == b"->"
+        kind, _, _, pid, key = fields[1 + is_waiting : 6 + is_waiting]
+        if kind == b"FLOCK" and int(pid) > 0:
+            found.append(Flock(is_waiting, key, int(pid)))
+    return found
+
+
+def key_of(identity: Identity) -> Key:
+    """Device and inode as the kernel writes them.
+
+    Both must agree. On btrfs and overlayfs, stat(2) gives another device than the kernel's list,
+    and an inode number alone may be that of another file.
+    """
+    device, inode = identity
+    return b"%02x:%02x:%d" % (os.major(device), os.minor(device), inode)
+
+
+def kernel_holders(*identities: Identity | None) -> list[int | None]:
+    """The process that the kernel names as holder of each; ``None`` where it names none."""
+    holders = {each.key: each.pid for each in flocks() if not each.is_waiting}
+    return [holders.get(key_of(each)) if each and holders else None for each in identities]
+
+
+# Who holds a tree
+
+
+def find_holder(lock_file: str | None, tree: Identity | None) -> Holder | None:
+    """Who holds a tree now: the right process or ``None``, as far as this process can see.
+
+    Args:
+        lock_file: path of the lock file; ``None`` to ask for the tree's own lock only.
+        tree: device and inode of the source tree; ``None`` to ask for the lock file only.
+    """
+    record = None if lock_file is None else read_record(lock_file)
+    file = None if lock_file is None else identity_at(lock_file)
+    # The tree first: a process that has the lock file alone may still wait for the tree.
+    pid = next((pid for pid in kernel_holders(tree, file) if pid is not None), None)
+    if record is not None and pid in (None, record.holder.pid) and not record.is_stale():
+        holder = record.holder
+        if pid is None and not (lock_file and is_held(lock_file)):
+            return None  # its writer, on another host, may have ended
+        return holder._replace(is_stopped=holder.is_local and is_stopped(holder.pid))
+    if pid is None or not is_running(pid):  # one that has ended left its lock to a child
+        return None
+    return Holder(pid, program_of(pid), this_host(), None, user_of(pid), is_stopped(pid))
+
+
+def is_tree_held(lock_file: str, tree: str) -> bool:
+    """Whether anybody holds the tree at a path: its lock file, one of an inner hold, or itself.
+
+    Raises:
+        LockUnavailable: that cannot be determined.
+    """
+    return any(map(is_held, (lock_file, *inner_lock_files(lock_file, 1)))) or (
+        DIRECTORY is not None and is_held(tree, flags=DIRECTORY)
+    )
+
+
+def is_held(path: str, *, flags: int = READ_ONLY) -> bool:
+    """Whether anybody has an flock on the file, or the directory, at a path.
+
+    Where the kernel names nobody, the lock is taken for an instant.
+
+    Raises:
+        LockUnavailable: it exists, and cannot be opened.
+    """
+    try:
+        found = identity_of(leads_to(path, os.lstat))
+        if found is None:
+            return False
+        if kernel_holders(found) != [None]:
+            return True
+        lock = KernelLock(path, flags)
+        try:
+            return not try_lock(lock)
+        finally:
+            lock.close()
+    except BlockingIOError:
+        return False  # a lease is no lock
+    except OSError as error:
+        if is_unsupported(error):
+            return False
+        what = f"cannot determine whether it is locked: {advice_for(error, REFUSED)}"
+        raise unavailable(error, path, what) from error
+
+
+def identity_at(path: str) -> Identity | None:
+    """Device and inode of what is at a path itself; ``None`` where that cannot be seen."""
+    with suppress(OSError, ValueError):
+        return identity_of(leads_to(path, os.lstat))
+    return None
+
+
+# Processes
+
+
+def program_of(pid: int) -> str | None:
+    """The name of the program that a process runs, where /proc shows it."""
+    name = _read(f"{pid}/comm").rstrip(b"\n")
+    if len(name) == _LONGEST_COMM:
+        for word in map(os.path.basename, _read(f"{pid}/cmdline").split(b"\0")[:2]):
+            if word.startswith(name):  # the second word is a script, after its interpreter
+                name = word
+    return as_name(name.decode("utf-8", "replace")) or None
+
+
+def user_of(pid: int) -> str | None:
+    """The name of the user of a process, where /proc shows it."""
+    with suppress(OSError):
+        return _system.user_name(str(os.stat(f"{PROC}/{pid}").st_uid))
+    return None
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this host and pid namespace lives; zombies do not."""
+    fields = _stat_fields(pid)
+    return fields[0] not in (b"Z", b"X") if fields else _system.is_alive(pid)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, by Ctrl-Z for example."""
+    return _stat_fields(pid)[:1] in ([b"T"], [b"t"])
+
+
+def working_directory_of(pid: int) -> str | None:
+    """The working directory of a process, where /proc shows it."""
+    with suppress(OSError):  # it has ended, or belongs to another user
+        return os.readlink(f"{PROC}/{pid}/cwd")
+    return None
+
+
+def ancestry(pid: int | None = None) -> list[int]:
+    """A process, by default this one, its parent, its parent's parent and so on."""
+    found = [os.getpid(), os.getppid()] if pid is None else [pid]
+    while found[-1] > 1 and (fields := _stat_fields(found[-1])):
+        found.append(int(fields[1]))
+    return found
+
+
+def runs_us_in(pid: int, tree: Identity) -> bool:
+    """Whether a process runs this one, or an ancestor of it, in ``tree``, as it does for a hook."""
+    processes = ancestry()
+    if pid not in processes[1:]:
+        return False
+    with suppress(OSError):
+        directory = os.stat(f"{PROC}/{processes[processes.index(pid) - 1]}/cwd")
+        return identity_of(directory) == tree
+    return False
+
+
+def open_paths(pid: int) -> Iterator[tuple[Identity, str]]:
+    """What a process has open, as far as that can be seen."""
+    with suppress(OSError):  # it has ended, or belongs to another user
+        for name in os.listdir(f"{PROC}/{pid}/fd"):
+            status = os.stat(f"{PROC}/{pid}/fd/{name}")
+            path = os.readlink(f"{PROC}/{pid}/fd/{name}")
+            yield (status.st_dev, status.st_ino), path.removesuffix(" (deleted)")
+
+
+def _stat_fields(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third, the state, on (proc_pid_stat(5))."""
+    return _read(f"{pid}/stat").rpartition(b")")[2].split()
+
+
+def _read(name: str) -> bytes:
+    """A file below /proc; empty where there is none."""
+    with suppress(OSError), open(f"{PROC}/{name}", "rb") as file:
+        return file.read()
+    return b""

@@ -1,0 +1,212 @@
+"""The wait of one entry: what is reported, what is waited for, and what is checked meanwhile.
+
+A caller joins the queue of its process for the lock. Where there is no queue, on Windows, under
+trio, and where threads are green, it asks again every 1 to 50 ms.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from . import _deadlocks
+from ._hold import running_task
+from ._holder import Holder, Wait, is_info_logged, logger
+from ._kernel_lock import KernelLock
+from ._paths import is_smb, open_lock_file
+from ._proc import find_holder
+from ._queue import Turn, join
+from ._system import DIRECTORY, HAS_QUEUE
+from .errors import NoLockFile
+
+if TYPE_CHECKING:
+    from ._acquire import Entry
+
+#: How often `while_waiting` is called, in seconds.
+TICK = 0.25
+#: How long a wait lasts before it is checked whether it can end, in seconds. The next check is when
+#: the wait is twice as long: what closes a circle may be a program that never checks.
+CHECK_AFTER = 1.0
+#: How long a wait without callbacks lasts before a warning says who holds the tree, in seconds.
+WARN_AFTER = 10.0
+_FIRST_NAP = 0.001
+_LONGEST_NAP = 0.05
+#: The longest sleep without a look, in seconds: a signal that the kernel gave to another thread is
+#: handled then.
+_LONGEST_PAUSE = 1.0
+
+
+class Nap:
+    """A moment, after which the caller tries again."""
+
+    def block(self, seconds: float) -> None:
+        """Wait in this thread, and let other greenlets run meanwhile."""
+        (green_sleep() or time.sleep)(seconds)
+
+    async def suspend(self, seconds: float) -> None:
+        """Wait in this task, of asyncio or of trio."""
+        library: Any = sys.modules["asyncio" if running_task("asyncio") else "trio"]
+        await library.sleep(seconds)
+
+
+#: Something to wait for, and for how many seconds at most.
+Pause = tuple[Turn | Nap, float]
+
+
+class Report:
+    """What has been said of a wait. A loop of short attempts by one owner is one wait as long as
+    the same holder is in the way, so that it outlives an entry.
+
+    Attributes:
+        tree: the tree that is waited for.
+        holder: who held it when the wait began.
+        started: when that was, by `time.monotonic`.
+        next_tick: when `while_waiting` is due.
+        next_check: when it is due to check whether the wait can end.
+        is_warned: whether a warning said who holds the tree.
+    """
+
+    def __init__(self, tree: object, holder: Holder | None, started: float) -> None:
+        self.tree = tree
+        self.holder = holder
+        self.started = started
+        self.next_tick = started + TICK
+        self.next_check = started + CHECK_AFTER
+        self.is_warned = False
+
+
+class Waiting:
+    """The wait of one entry, from its first failed attempt until it is over."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._nap = _FIRST_NAP
+        self._holder: Holder | None = None
+        self._report = Report(entry.identity, None, entry.started)
+        self._is_begun = False
+
+    def _begin(self) -> None:
+        """Refuse a wait that cannot end; else report it, unless it goes on after a short attempt."""
+        self._is_begun = True
+        entry, request = self._entry, self._entry.request
+        _deadlocks.add_waiting(entry)
+        _deadlocks.refuse_endless_wait(entry, is_green=green_sleep() is not None)
+        self._holder = self._report.holder = self._find_holder()
+        before = request.reports.get(entry.owner.who)
+        if before is not None and (before.tree, before.holder) == (entry.identity, self._holder):
+            self._report = before
+            return
+        request.reports[entry.owner.who] = self._report
+        if is_info_logged():
+            logger().info("%s", self._wait())
+        if self._holder is not None:
+            _deadlocks.warn_of_ancestor(entry.tree_path, self._holder)
+        if request.on_wait is not None:
+            request.on_wait(self._wait())
+
+    def pauses(self) -> Generator[Pause, None, None]:
+        """Give what to wait for until the next attempt, and for how long at most."""
+        if not self._is_begun:
+            self._begin()
+        turn = self._join_queue()
+        if turn is None:
+            yield Nap(), self._seconds(self._nap)
+            self._nap = min(self._nap * 2, _LONGEST_NAP)
+            self._do_what_is_due()
+            return
+        try:
+            while not turn.is_over() and not self._entry.is_time_up():
+                yield turn, self._seconds(_LONGEST_PAUSE)
+                if not turn.is_over() and self._do_what_is_due():
+                    return
+            with suppress(NoLockFile):  # the directory is gone: the tree alone may serve
+                self._entry.adopt(turn.take())
+        finally:
+            turn.leave()
+
+    def stop(self) -> None:
+        """The entry does not wait any more, whether it got the tree or not."""
+        _deadlocks.remove_waiting(self._entry)
+
+    def end(self) -> None:
+        """The tree is held: report that the wait is over."""
+        self._entry.request.reports.pop(self._entry.owner.who, None)
+        if self._entry.request.after_wait is not None:
+            self._entry.request.after_wait(self._wait())
+
+    def _join_queue(self) -> Turn | None:
+        """A turn in the queue for what is waited for; ``None`` where there is no queue."""
+        entry = self._entry
+        lock, place = entry.blocked_by, entry.place
+        loop = None
+        if lock is None or place is None or not HAS_QUEUE or green_sleep() or is_smb(lock):
+            return None
+        if entry.is_async:
+            if not running_task("asyncio"):
+                return None
+            import asyncio  # loaded: a task runs
+
+            loop = asyncio.get_running_loop()
+        if lock is entry.file:
+            open_lock: Callable[[], KernelLock] = partial(open_lock_file, place)
+        else:
+            open_lock = partial(KernelLock, lock.path, DIRECTORY or 0)
+        turn = join(lock.path, open_lock, loop)
+        if turn is not None:
+            entry.release_blocked()  # a thousand waiters cost no descriptors
+        return turn
+
+    def _seconds(self, longest: float) -> float:
+        """Seconds until something is due, ``longest`` at most."""
+        entry, report = self._entry, self._report
+        due = [report.next_check]
+        if entry.request.while_waiting is not None:
+            due.append(report.next_tick)
+        if entry.request.is_silent and not report.is_warned:
+            due.append(report.started + WARN_AFTER)
+        if entry.deadline is not None:
+            due.append(entry.deadline)
+        return min(longest, max(0.0, min(due) - time.monotonic()))
+
+    def _do_what_is_due(self) -> bool:
+        """Do what is due; whether to try again, because an ancestor may hold the tree for us."""
+        now, report, request = time.monotonic(), self._report, self._entry.request
+        if now >= report.next_check:
+            waited = now - report.started
+            is_warned = _deadlocks.warn_of_deadlock(self._entry, waited)
+            report.next_check = math.inf if is_warned else now + max(CHECK_AFTER, waited)
+            self._entry.looks_for_outer = True
+        if request.is_silent and not report.is_warned and now - report.started >= WARN_AFTER:
+            report.is_warned = True
+            self._holder = self._find_holder()
+            logger().warning("%s", self._wait())
+        if request.while_waiting is not None and now >= report.next_tick:
+            self._holder = self._find_holder()
+            report.next_tick = now + TICK
+            request.while_waiting(self._wait())
+        return self._entry.looks_for_outer
+
+    def _wait(self) -> Wait:
+        entry, waited = self._entry, time.monotonic() - self._report.started
+        return Wait(entry.tree_path, entry.lock_file, self._holder, waited)
+
+    def _find_holder(self) -> Holder | None:
+        return find_holder(*self._entry.awaited)
+
+
+def green_sleep() -> Callable[[float], object] | None:
+    """The sleep of gevent or eventlet, if one of them has made threads or time.sleep green."""
+    for library, patches, is_patched, names in (
+        ("gevent", "gevent.monkey", "is_module_patched", ("threading", "time")),
+        ("eventlet", "eventlet.patcher", "is_monkey_patched", ("thread", "time")),
+    ):
+        ask: Any = getattr(sys.modules.get(patches), is_patched, None)
+        if ask is not None and any(map(ask, names)):
+            sleep: Callable[[float], object] = sys.modules[library].sleep
+            return sleep
+    return None
