@@ -161,66 +161,76 @@ def warn_of_deadlock(entry: Entry, waited: float) -> bool:
 def _find_circle(entry: Entry) -> list[str]:
     """The processes that wait for each other, from the holder of what is waited for to this one.
 
-    flock(2) has no EDEADLK, but the kernel lists who waits for whom (Linux). A process that waits
-    stands for each ancestor of it that holds something, as a command does for flock(1), and a hook
-    for uv. This process stands for its ancestors as well.
+    flock(2) has no EDEADLK, but the kernel lists the holders and the waiters (Linux).
 
     Returns:
         A sentence for each process; empty if there is no circle, or none that can be seen.
     """
-    listed = flocks()
-    holders = {each.key: each.pid for each in listed if not each.is_waiting}
-    ours = ancestry()
-    if set(ours).isdisjoint(holders.values()):
-        return []  # a process that holds nothing is in no circle
-    waits: dict[int, list[Key]] = {}
-    for each in listed:
-        for pid in ancestry(each.pid) if each.is_waiting else ():
-            waits.setdefault(pid, []).append(each.key)
-    file, tree = entry.awaited
-    found = [None if file is None else identity_at(file), tree]
-    wanted = [key_of(each) for each in found if each is not None]
-    names = dict.fromkeys(wanted, repr(entry.tree_path))
-    for hold in all_holds():
-        names[key_of(hold.tree.identity)] = repr(hold.tree.path)
+    waits = _Waits(entry)
+    # A process that holds nothing, nor does an ancestor of it, is in no circle.
+    if waits.ours.isdisjoint(waits.holders.values()):
+        return []
+    return next(filter(None, map(waits.circle_from, waits.wanted)), [])
 
-    def follow(key: Key, seen: frozenset[int]) -> list[str]:
-        holder = holders.get(key)
-        if holder is None or holder in seen or holder in ours:
+
+class _Waits:
+    """Which process waits for which, by the kernel's list.
+
+    Attributes:
+        ours: this process and its ancestors. It may wait on behalf of one that holds something, as
+            a command does for flock(1), and a hook for uv.
+        holders: the holder of each lock.
+        wanted: the locks that this process waits for.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        listed = flocks()
+        self.ours = set(ancestry())
+        self.holders = {each.key: each.pid for each in listed if not each.is_waiting}
+        self._awaited: dict[int, list[Key]] = {}
+        for each in listed:
+            for pid in ancestry(each.pid) if each.is_waiting else ():
+                self._awaited.setdefault(pid, []).append(each.key)
+        file, tree = entry.awaited
+        found = [None if file is None else identity_at(file), tree]
+        self.wanted = [key_of(each) for each in found if each is not None]
+        self._tree = repr(entry.tree_path)
+        self._names = {key_of(each.tree.identity): repr(each.tree.path) for each in all_holds()}
+        self._names.update(dict.fromkeys(self.wanted, self._tree))
+
+    def circle_from(self, key: Key, seen: frozenset[int] = frozenset()) -> list[str]:
+        """The processes from the holder of a lock to this one, in sentences; empty if none."""
+        holder = self.holders.get(key)
+        if holder is None or holder in seen or holder in self.ours:
             return []
-        for awaited in waits.get(holder, ()):
-            other = holders.get(awaited)
-            if other in ours:
-                who = f"this process (pid {ours[0]})"
-                if other != ours[0]:
-                    who += f", for {_process(other)},"
-                rest = [f"{who} waits for {names[wanted[0]]}"]
+        for awaited in self._awaited.get(holder, ()):
+            other = self.holders.get(awaited)
+            if other in self.ours:
+                rest = [f"{self._us(other)} waits for {self._tree}"]
             else:
-                rest = follow(awaited, seen | {holder})
+                rest = self.circle_from(awaited, seen | {holder})
             if rest:
-                held, waited = _name(key, holder, names), _name(awaited, other, names)
+                held, waited = self._name(key, holder), self._name(awaited, other)
                 return [f"{_process(holder)} holds {held} and waits for {waited}", *rest]
         return []
 
-    for key in wanted:
-        circle = follow(key, frozenset())
-        if circle:
-            return circle
-    return []
+    def _us(self, holder: int | None) -> str:
+        """This process, and the ancestor for which it waits."""
+        us = f"this process (pid {os.getpid()})"
+        return us if holder == os.getpid() else f"{us}, for {_process(holder)},"
+
+    def _name(self, key: Key, holder: int | None) -> str:
+        """What to call what a process has locked: the tree of a lock file, if that is open too."""
+        if key in self._names or holder is None:
+            return self._names.get(key, "a lock")
+        paths = {key_of(identity): path for identity, path in open_paths(holder)}
+        path = paths.get(key)
+        if path is None:
+            return "a lock"
+        trees = {posix_digest(each): each for each in paths.values() if os.path.isdir(each)}
+        digest = os.path.basename(path).rpartition("-")[2].partition(".")[0]
+        return repr(trees.get(digest, path))
 
 
 def _process(pid: int | None) -> str:
     return f"{(pid and program_of(pid)) or 'a process'} (pid {pid})"
-
-
-def _name(key: Key, holder: int | None, names: dict[Key, str]) -> str:
-    """What to call that which a process has locked: the tree of a lock file, if it is open too."""
-    if key in names or holder is None:
-        return names.get(key, "a lock")
-    paths = {key_of(identity): path for identity, path in open_paths(holder)}
-    path = paths.get(key)
-    if path is None:
-        return "a lock"
-    trees = {posix_digest(each): each for each in paths.values() if os.path.isdir(each)}
-    digest = os.path.basename(path).rpartition("-")[2].partition(".")[0]
-    return repr(trees.get(digest, path))

@@ -105,8 +105,8 @@ def _held_by_ancestors(tree: Identity, place: Place) -> Iterator[Outer]:
     own = {place.path, *inner_lock_files(place.path, 1)}
     for pid in ancestry()[1:]:
         # Its temp directory may be another one: the file that counts is the one that it has open.
-        theirs = {path for _, path in open_paths(pid)} if pid in holders else set()
-        for path in own | theirs:
+        theirs = [path for _, path in open_paths(pid)] if pid in holders else []
+        for path in own.union(theirs):
             match = pattern.fullmatch(os.path.basename(path))
             if match is None or _holder_of(path) != pid:
                 continue

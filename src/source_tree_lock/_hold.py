@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ._kernel_lock import Identity, KernelLock, guard, in_child
-from ._paths import AnyPath, Tree, inner_lock_file, open_tree
+from ._paths import AnyPath, Tree, open_tree
 from ._record import blank_record, write_record
 from ._system import CAN_HAND_DOWN
 
@@ -29,7 +29,9 @@ class Owner:
 
     def __init__(self) -> None:
         self.thread = threading.current_thread()
-        self.who: Any = running_task("asyncio") or running_task("trio") or _greenlet() or self.thread
+        self.who: Any = (
+            running_task("asyncio") or running_task("trio") or _greenlet() or self.thread
+        )
 
     def may_act_for(self, other: Owner) -> bool:
         """Whether this owner may leave, or enter again, what the other has entered.

@@ -40,7 +40,7 @@ class Holder(NamedTuple):
 
     @property
     def name(self) -> str:
-        """``pip (pid 4242)``, with the user and the host where they are not those of this process."""
+        """``pip (pid 4242)``, with user and host where they are not those of this process."""
         details = f"pid {self.pid}"
         if self.is_local and self.pid == os.getpid():
             details += ", this process"

@@ -163,7 +163,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def leads_to(path: str, call: Callable[[str], os.stat_result] = os.stat) -> os.stat_result | None:
-    """What a path leads to, or with ``os.lstat`` what it is itself; ``None`` if nothing is there."""
+    """What a path leads to, or with ``os.lstat`` what it is itself; ``None`` if nothing."""
     try:
         return call(path)
     except OSError as error:

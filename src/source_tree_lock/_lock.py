@@ -238,7 +238,8 @@ class SourceTreeLock:
     def _new_entry(self, seconds: float | None, *, is_async: bool) -> Entry:
         entry = Entry(self._fixed_path(), self._request, seconds, is_async=is_async)
         with guard:
-            self._entries.append(entry)  # now, so that an interrupted one is left when we are dropped
+            # Now, so that one that is interrupted is left when this object is dropped.
+            self._entries.append(entry)
         return entry
 
     def _leave(self, entry: Entry) -> None:

@@ -77,7 +77,7 @@ class Tree:
 
     def __init__(self, given: str) -> None:
         self.lock = None if DIRECTORY is None else KernelLock(given, DIRECTORY)
-        self.path = canonical_path(given, self.lock and self.lock.fileno())
+        self.path = canonical_path(given, None if self.lock is None else self.lock.fileno())
         if self.lock is None:
             status = os.stat(self.path)
             if not stat.S_ISDIR(status.st_mode):

@@ -48,7 +48,7 @@ def flocks() -> list[Flock]:
     The kernel gives a page at a time, so that a lock may be missing while others are released.
     Callers that wait read the list again and again.
     """
-    found = []
+    found: list[Flock] = []
     for entry in _read("locks").splitlines():
         # "1: FLOCK ADVISORY WRITE 4242 00:1f:9001 0 EOF", or "1: -> FLOCK ..." for a waiter
         fields = entry.split()

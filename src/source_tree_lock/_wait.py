@@ -59,8 +59,10 @@ Pause = tuple[Turn | Nap, float]
 
 
 class Report:
-    """What has been said of a wait. A loop of short attempts by one owner is one wait as long as
-    the same holder is in the way, so that it outlives an entry.
+    """What has been said of a wait.
+
+    It outlives an entry: a loop of short attempts by one owner is one wait as long as the same
+    holder is in the way.
 
     Attributes:
         tree: the tree that is waited for.
@@ -91,7 +93,7 @@ class Waiting:
         self._is_begun = False
 
     def _begin(self) -> None:
-        """Refuse a wait that cannot end; else report it, unless it goes on after a short attempt."""
+        """Refuse a wait that cannot end; else report it, once in a loop of short attempts."""
         self._is_begun = True
         entry, request = self._entry, self._entry.request
         _deadlocks.add_waiting(entry)

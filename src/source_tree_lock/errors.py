@@ -67,7 +67,9 @@ OPEN_LOCK_FILE = {
     **_TOO_MANY,
     **dict.fromkeys((errno.ELOOP, errno.EMLINK), _IS_A_LINK),  # the latter is FreeBSD's answer
     **dict.fromkeys((errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EISDIR), _NOT_A_FILE),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), f"no permission to open the lock file; {_NO_RIGHT}"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM), f"no permission to open the lock file; {_NO_RIGHT}"
+    ),
 }
 MAKE_LOCK_FILE = {
     0: f"the lock file cannot be made in the lock directory; {_ELSEWHERE}",
@@ -76,7 +78,9 @@ MAKE_LOCK_FILE = {
     **dict.fromkeys(
         (errno.ENOTDIR, errno.EEXIST), f"the lock directory is not a directory; {_ELSEWHERE}"
     ),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), f"no permission to make the lock file; {_NO_RIGHT}"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM), f"no permission to make the lock file; {_NO_RIGHT}"
+    ),
 }
 OPEN_TREE = {
     0: "the source tree cannot be opened",
