@@ -14,10 +14,20 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from subprocess import PIPE
+from typing import IO, Any
 
 import pytest
-from support import LIMIT, PRELUDE, is_free, stop_for_good, wait_until
+from support import (
+    LIMIT,
+    PRELUDE,
+    Child,
+    held_elsewhere,
+    is_free,
+    stop_for_good,
+    wait_until,
+    waiters,
+)
 from typing_extensions import Self
 
 from source_tree_lock import source_tree_lock
@@ -57,17 +67,13 @@ def run(
 ) -> subprocess.CompletedProcess[bytes]:
     """The command, to its end."""
     return subprocess.run(
-        [*command, *map(os.fsencode, map(_as_path, arguments))],
+        [*command, *(each if isinstance(each, bytes) else str(each) for each in arguments)],
         input=stdin,
         capture_output=True,
         env={**os.environ, **(environ or {})},
         cwd=cwd,
         timeout=LIMIT,
     )
-
-
-def _as_path(argument: object) -> str | bytes:
-    return argument if isinstance(argument, bytes) else str(argument)
 
 
 def complaint(ended: subprocess.CompletedProcess[bytes]) -> str:
@@ -79,22 +85,43 @@ def complaint(ended: subprocess.CompletedProcess[bytes]) -> str:
     return text.removeprefix("source-tree-lock: ").rstrip("\n")
 
 
+class Running(subprocess.Popen[bytes]):
+    """The command, whose standard streams are pipes as far as a test uses them."""
+
+    stdin: IO[bytes]  # type: ignore[assignment]
+    stdout: IO[bytes]  # type: ignore[assignment]
+    stderr: IO[bytes]  # type: ignore[assignment]
+
+
 @contextmanager
 def started(
     *arguments: object, command: Sequence[str] = COMMAND, **options: Any
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Running]:
     """The command, in a session of its own, ended with all that it has started."""
-    process: subprocess.Popen[bytes] = subprocess.Popen(  # pyright: ignore[reportAssignmentType]
-        [*command, *map(str, arguments)], start_new_session=True, **options
-    )
+    process = Running([*command, *map(str, arguments)], start_new_session=True, **options)
     try:
         yield process
     finally:
         stop_for_good(process)
         for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
+            if pipe:
                 with suppress(BrokenPipeError):
                     pipe.close()
+
+
+@contextmanager
+def waiting(
+    *arguments: object, command: Sequence[str] = COMMAND
+) -> Iterator[tuple[Child, Running]]:
+    """`run`, its output in pipes, while it waits for a process that holds the tree."""
+    tree = Path(str(arguments[-1]))
+    words = ["run", *arguments, "--", "sh", "-c", "echo inside; exit 7"]
+    with (
+        held_elsewhere(tree) as holder,
+        started(*words, command=command, stdout=PIPE, stderr=PIPE) as process,
+    ):
+        wait_until(lambda: process.pid in waiters(source_tree_lock(tree).lock_file))
+        yield holder, process
 
 
 def both_free(tree: Path) -> bool:

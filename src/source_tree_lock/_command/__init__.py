@@ -33,7 +33,7 @@ of TREE is source_tree_lock.build_meta.
 
 While it waits, stderr says which process holds TREE. Ctrl-C ends the wait."""
 _RUN_END = """\
-signals: SIGTERM, SIGHUP and SIGCONT are passed on to COMMAND. Ctrl-C and Ctrl-\\ reach it from the
+signals: SIGTERM and SIGHUP are passed on to COMMAND. Ctrl-C and Ctrl-\\ reach it from the
 terminal; a SIGINT or SIGQUIT that is sent to run alone is not passed on: send SIGTERM. TREE stays
 locked until COMMAND has ended, even if run was killed.
 

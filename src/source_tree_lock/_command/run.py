@@ -69,7 +69,7 @@ def _run(command: list[str], environ: dict[str, str]) -> int:
     r"""Run a command, and return its exit status or that of a shell for a failure.
 
     As with system(3), the keys of the terminal (Ctrl-C and Ctrl-\) are for the command, which gets
-    them from the terminal too. The other signals are passed on to it. The handlers stay when the
+    them from the terminal too. SIGTERM and SIGHUP are passed on to it. The handlers stay when the
     command has ended, so that a late signal cannot change the exit status.
     """
     process: subprocess.Popen[bytes] | None = None
@@ -83,7 +83,7 @@ def _run(command: list[str], environ: dict[str, str]) -> int:
             process.send_signal(number)
 
     _handle(lambda *_: None, "SIGINT", "SIGQUIT", "SIGBREAK")
-    _handle(pass_on, "SIGTERM", "SIGHUP", "SIGCONT")
+    _handle(pass_on, "SIGTERM", "SIGHUP")
     if hasattr(signal, "SIGCHLD"):
         # Where it is ignored, waitpid(2) cannot report the status of a child.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

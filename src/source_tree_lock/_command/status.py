@@ -7,11 +7,12 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .._lock import SourceTreeLock
 from .._proc import ancestry, flocks, identity_at, key_of, program_of, working_directory_of
-from .._system import END_PROCESS, may_end
+from .._system import END_COMMAND, user_id, user_name
 from .output import HELD, printable
 
 if TYPE_CHECKING:
@@ -61,9 +62,11 @@ def _facts_of(holder: Holder) -> dict[str, object]:
 
 def _waiting_for(lock: SourceTreeLock) -> list[int]:
     """Return the processes that wait, as far as the kernel lists them, in their order."""
+    listed = flocks()
+    if not listed:
+        return []  # the system lists no locks
     found = [identity_at(str(path)) for path in (lock.tree, lock.lock_file)]
     keys = [key_of(each) for each in found if each is not None]
-    listed = flocks()
     holders = {each.key: each.pid for each in listed if not each.is_waiting and each.key in keys}
     pids = [each.pid for key in keys for each in listed if each.is_waiting and each.key == key]
     if len(holders) == 2:
@@ -82,15 +85,19 @@ def _advice(holder: Holder | None) -> str:
             "Wait until it is done. The process may run on another host or in another container, "
             "or may have ended and left the lock to a child."
         )
-    pid, owner = holder.pid, holder.user or "its owner"
+    pid, user = holder.pid, holder.user
     if not holder.is_local:
         return f"To end the wait, end pid {pid} where it runs, or wait until it is done."
-    if holder.is_stopped:
-        who = "Let" if may_end(pid) else f"Ask {owner} to let"
-        return f"It is stopped. {who} it go on: kill -CONT {pid}, or fg in its terminal."
-    if may_end(pid):
-        return f"To end the wait, end pid {pid} ({END_PROCESS} {pid}), or wait until it is done."
-    return f"Wait until it is done, or ask {owner} to end pid {pid}."
+    is_ours = user in (None, user_name(user_id())) or user_id() == "0"
+    with suppress(ProcessLookupError):  # it has just ended
+        if holder.is_stopped:
+            # Ctrl-Z stops a whole job: the holder alone would wait for its children.
+            resume = f"fg in its terminal, or kill -CONT -{os.getpgid(pid)}"
+            who = "Let" if is_ours else f"Ask {user} to let"
+            return f"It is stopped. {who} it go on: {resume}"
+    if is_ours:
+        return f"To end the wait, end pid {pid} ({END_COMMAND} {pid}), or wait until it is done."
+    return f"Wait until it is done, or ask {user} to end pid {pid}."
 
 
 def _in_words(facts: dict[str, Any], holder: Holder | None) -> list[str]:
@@ -101,13 +108,10 @@ def _in_words(facts: dict[str, Any], holder: Holder | None) -> list[str]:
     words = [f"{tree}: held by {holder or 'an unknown process'}"]
     if holder is not None:
         since, directory = holder.since, facts["holder"]["working_directory"]
-        shown = {
-            "user": holder.user,
-            "state": "stopped" if holder.is_stopped else None,
-            "since": since and time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since)),
-            "working directory": directory and printable(directory, encoding),
-        }
-        words += [f"{name}: {text}" for name, text in shown.items() if text is not None]
+        if since is not None:
+            words.append(f"since: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}")
+        if directory is not None:
+            words.append(f"working directory: {printable(directory, encoding)}")
     if facts["waiters"]:
         words.append("waiting, in this order:")
         words += [f"  {each['program'] or '?'} (pid {each['pid']})" for each in facts["waiters"]]
