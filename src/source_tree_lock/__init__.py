@@ -13,42 +13,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ._lock import (
-        AnyPath,
-        Digest,
-        FromEnvironment,
-        Holder,
-        LockOptions,
-        LockTimeout,
-        LockUnavailable,
-        SourceTreeLock,
-        SourceTreeLockError,
-        Wait,
-        cache_digest,
-        source_tree_lock,
-    )
+    from ._lock import *  # noqa: F403
+    from ._lock import __all__ as __all__
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "AnyPath",
-    "Digest",
-    "FromEnvironment",
-    "Holder",
-    "LockOptions",
-    "LockTimeout",
-    "LockUnavailable",
-    "SourceTreeLock",
-    "SourceTreeLockError",
-    "Wait",
-    "cache_digest",
-    "source_tree_lock",
-]
-
 
 def __getattr__(name: str) -> object:
-    # Imported at the first use: a frontend that loads a plugin and builds nothing pays for no more.
-    if name not in __all__:
+    # At the first use: a frontend that loads a plugin and builds nothing imports no more than that.
+    if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import _lock
 
@@ -56,4 +29,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})  # type: ignore[misc]

@@ -170,7 +170,10 @@ def _find_circle(entry: Entry) -> list[str]:
     # A process that holds nothing, nor does an ancestor of it, is in no circle.
     if waits.ours.isdisjoint(waits.holders.values()):
         return []
-    return next(filter(None, map(waits.circle_from, waits.wanted)), [])
+    for key in waits.wanted:
+        if circle := waits.circle_from(key):
+            return circle
+    return []
 
 
 class _Waits:

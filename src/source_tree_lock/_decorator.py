@@ -11,6 +11,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def _is_function(value: object) -> bool:
+    is_routine = inspect.isroutine(value) or isinstance(value, functools.partial)
+    return is_routine and not isinstance(value, (classmethod, staticmethod))
+
+
 def decorate(
     function: Callable[P, R],
     lock_for_call: Callable[[tuple[Any, ...], dict[str, Any]], Any],
@@ -20,8 +25,7 @@ def decorate(
     Raises:
         TypeError: it is not a function, or a generator function.
     """
-    is_function = inspect.isroutine(function) or isinstance(function, functools.partial)
-    if not is_function or isinstance(function, (classmethod, staticmethod)):
+    if not _is_function(function):
         raise TypeError(
             f"a source tree lock decorates functions, not {function!r}; to decorate one, write "
             "@source_tree_lock(), with parentheses, directly above its `def`"

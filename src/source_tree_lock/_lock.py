@@ -28,7 +28,6 @@ __all__ = [
     "Digest",
     "FromEnvironment",
     "Holder",
-    "LockForChildren",
     "LockOptions",
     "LockTimeout",
     "LockUnavailable",
