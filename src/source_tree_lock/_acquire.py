@@ -62,6 +62,11 @@ class Request:
         self.for_children = for_children
         self.reports: weakref.WeakKeyDictionary[object, Report] = weakref.WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """A pickled request has no reports: they are about owners of this process."""
+        callbacks = (self.on_wait, self.while_waiting, self.after_wait)
+        return Request, (self.digest, self.lock_dir, *callbacks, self.for_children)
+
 
 class Entry:
     """One entry into a tree, from the first attempt until it is left.
