@@ -10,7 +10,7 @@ from ._digest import posix_digest
 from ._hold import Hold, all_holds, hold_of
 from ._holder import Holder, logger
 from ._kernel_lock import guard, in_child
-from ._proc import Key, ancestry, flocks, identity_at, key_of, open_paths, program_of
+from ._proc import Flock, Key, ancestry, flocks, identity_at, key_of, open_paths, program_of
 
 if TYPE_CHECKING:
     from ._acquire import Entry
@@ -166,7 +166,10 @@ def _find_circle(entry: Entry) -> list[str]:
     Returns:
         A sentence for each process; empty if there is no circle, or none that can be seen.
     """
-    waits = _Waits(entry)
+    listed = flocks()
+    if not listed:
+        return []
+    waits = _Waits(entry, listed)
     # A process that holds nothing, nor does an ancestor of it, is in no circle.
     if waits.ours.isdisjoint(waits.holders.values()):
         return []
@@ -186,8 +189,7 @@ class _Waits:
         wanted: the locks that this process waits for.
     """
 
-    def __init__(self, entry: Entry) -> None:
-        listed = flocks()
+    def __init__(self, entry: Entry, listed: list[Flock]) -> None:
         self.ours = set(ancestry())
         self.holders = {each.key: each.pid for each in listed if not each.is_waiting}
         self._awaited: dict[int, list[Key]] = {}

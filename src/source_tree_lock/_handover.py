@@ -6,6 +6,7 @@ another lock file, by the same steps. So the children of one hold take turns.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from ._proc import (
     runs_us_in,
 )
 from ._record import read_record
+from .errors import LockUnavailable
 
 
 class Outer(NamedTuple):
@@ -49,10 +51,19 @@ class Outer(NamedTuple):
     has_tree: bool = True
 
     def inner_place(self) -> Place:
-        """The place of the lock file that its children take."""
-        # Where the outermost hold has no lock file, there is no directory for another one either.
-        base = self.base or os.path.join(os.devnull, "uv-setuptools.lock")
-        return Place(inner_lock_file(base, self.level + 1), True)
+        """The place of the lock file that its children take.
+
+        Raises:
+            LockUnavailable: there can be none.
+        """
+        if self.base is None:
+            what = (
+                "a parent process holds the source tree by itself alone, because no lock file can "
+                "be made, and so its children cannot take turns; set SOURCE_TREE_LOCK_DIR for it "
+                "to a directory that may be written"
+            )
+            raise LockUnavailable(errno.EROFS, what, os.getcwd())
+        return Place(inner_lock_file(self.base, self.level + 1), True)
 
     def lasts(self) -> bool:
         """Whether this hold has not ended.
