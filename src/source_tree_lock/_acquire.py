@@ -61,10 +61,6 @@ class Request:
         self.is_silent = on_wait is None and while_waiting is None and after_wait is None
         self.for_children = for_children
         self.reports: weakref.WeakKeyDictionary[object, Report] = weakref.WeakKeyDictionary()
-        self._arguments = digest, lock_dir, on_wait, while_waiting, after_wait, for_children
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Request, self._arguments  # a copy has reported nothing
 
     def __reduce__(self) -> tuple[object, ...]:
         """A pickled request has no reports: they are about owners of this process."""
