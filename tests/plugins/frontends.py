@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,11 +35,8 @@ REQUIREMENTS = {
     "pdm": ("pdm[locked]>=2.29",),
     "poetry": ("poetry>=2",),
 }
-#: What builds need: pex asks for this wheel. The last ones: what our backend needs, by the Python.
-BUILD_REQUIREMENTS = (
-    *("setuptools", "flit_core", "wheel==0.37.1"),
-    *("typing_extensions; python_version < '3.11'", "tomli; python_version < '3.11'"),
-)
+#: What builds need: pex asks for this wheel, and Poetry for all that our backend needs anywhere.
+BUILD_REQUIREMENTS = ("setuptools", "flit_core", "wheel==0.37.1", "typing_extensions", "tomli")
 #: How long a package index may take, in seconds.
 DOWNLOAD_LIMIT = 300
 #: What PDM finds in the environment that it is to install into.
@@ -79,6 +77,10 @@ def install_this(python: Path, wheels: Path) -> None:
 
 def own_wheels(directory: Path) -> Path:
     """This directory, with a wheel of this distribution, alone in `own` too."""
+    # What it needs on Windows alone: Poetry asks for it, and installs it nowhere.
+    with zipfile.ZipFile(directory / "portalocker-99-py3-none-any.whl", "w") as wheel:
+        metadata = "Metadata-Version: 2.1\nName: portalocker\nVersion: 99\n"
+        wheel.writestr("portalocker-99.dist-info/METADATA", metadata)
     options = ("--no-deps", "--no-build-isolation", "-w", directory / "own")
     pip(sys.executable, "wheel", *options, ROOT)
     shutil.copytree(directory / "own", directory, dirs_exist_ok=True)

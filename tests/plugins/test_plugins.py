@@ -121,25 +121,20 @@ def test_ctrl_c_ends_the_wait_and_leaves_the_holder_alone(
 def test_the_variables_of_the_environment_count(
     frontend: Frontend, checkout: Path, tmp_path: Path
 ) -> None:
-    def start(**environ: str) -> subprocess.Popen[str]:
-        return frontend.start(checkout, tmp_path / "into", environ=environ)
+    def start(into: str, **environ: str) -> subprocess.Popen[str]:
+        return frontend.start(checkout, tmp_path / into, environ=environ)
 
     with held_elsewhere(checkout) as holder:
-        process = start(SOURCE_TREE_LOCK_TIMEOUT="0.3")
+        process = start("in time", SOURCE_TREE_LOCK_TIMEOUT="0.3")
         output, _ = process.communicate(timeout=LIMIT)
         assert process.returncode != 0
         assert f"(pid {holder.pid})" in output, output
         assert not list(checkout.glob("**/*.egg-info"))
-        # With another lock file, the tree itself still keeps it out.
-        output_of(start(SOURCE_TREE_LOCK_PLUGINS=OFF[frontend.name]))
-    assert installed(tmp_path / "into")
+        output_of(start("off", SOURCE_TREE_LOCK_PLUGINS=OFF[frontend.name]))
+    assert installed(tmp_path / "off")
     lock_file_of(checkout).unlink()
-    locks = tmp_path / "locks"
-    again = frontend.start(
-        checkout, tmp_path / "again", environ={"SOURCE_TREE_LOCK_DIR": str(locks)}
-    )
-    output_of(again)
-    assert (locks / lock_file_of(checkout).name).exists()
+    output_of(start("elsewhere", SOURCE_TREE_LOCK_DIR=str(tmp_path / "locks")))
+    assert (tmp_path / "locks" / lock_file_of(checkout).name).exists()
     assert not lock_file_of(checkout).exists()
 
 
