@@ -1,4 +1,4 @@
-"""Who stands in line for a lock file, in this process."""
+"""Who stands in the queue for a lock file, in this process."""
 
 from __future__ import annotations
 
@@ -6,37 +6,46 @@ import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from support import Child, is_free, wait_until
+import pytest
+from support import LIMIT, Child, is_free, wait_until
 
 from source_tree_lock import _queue, source_tree_lock
 
 
-def line_of(lock_file: Path) -> _queue._Line | None:
-    return _queue._lines.get(str(lock_file))
-
-
 def waiting_in_line(lock_file: Path) -> int:
-    line = line_of(lock_file)
-    return len(line.callers) if line else 0
+    queue = _queue._queues.get(str(lock_file))
+    return len(queue.turns) if queue else 0
 
 
-def lock_file_of(tree: Path) -> Iterator[Path]:
-    """The lock file of the tree; at the end, nobody may be left in line for it."""
+def has_queue(lock_file: Path) -> bool:
+    """Whether a thread waits for this lock file, if only for callers that gave up."""
+    return str(lock_file) in _queue._queues
+
+
+async def until_waiting(lock_file: Path, count: int) -> None:
+    async def wait() -> None:
+        while waiting_in_line(lock_file) != count:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+    await asyncio.wait_for(wait(), LIMIT)
+
+
+@pytest.fixture
+def lock_file(tree: Path) -> Iterator[Path]:
+    """The lock file of the tree; at the end, nobody may be left in the queue for it."""
     path = source_tree_lock(tree).lock_file
     yield path
-    wait_until(lambda: line_of(path) is None)
+    wait_until(lambda: not has_queue(path))
 
 
 class WaitingTask:
-    """A task that waits in line, in a loop that only runs when it is told to."""
+    """A task that waits for a tree, in a loop that only runs when it is told to."""
 
     def __init__(self, tree: Path, lock_file: Path, timeout: float | None = None) -> None:
         self.lock_file = lock_file
         self.loop = asyncio.new_event_loop()
         self.task = self.loop.create_task(self._enter(tree, timeout))
-        while not waiting_in_line(lock_file):
-            assert not self.task.done()
-            self.run_once()
+        self.run_until_waiting()
 
     async def _enter(self, tree: Path, timeout: float | None) -> None:
         async with source_tree_lock(tree, timeout=timeout):
@@ -53,9 +62,14 @@ class WaitingTask:
         self.loop.call_soon(call)
         self.loop.run_forever()
 
+    def run_until_waiting(self) -> None:
+        while not waiting_in_line(self.lock_file):
+            assert not self.task.done()
+            self.run_once()
+
     def let_grant(self, holder: Child) -> None:
         """The holder lets go; the loop, which must get nowhere, has been told of the grant."""
         holder.say()
         holder.expect("released")
-        wait_until(lambda: (line := line_of(self.lock_file)) is None or not line.callers)
+        wait_until(lambda: not waiting_in_line(self.lock_file))
         assert not is_free(self.lock_file)

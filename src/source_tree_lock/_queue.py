@@ -174,17 +174,21 @@ class Queue:
                 continue
             with guard:
                 self.lock = lock
+            is_in_place = False
             try:
                 lock.lock()
-                if lock.is_in_place():
-                    return lock
+                is_in_place = lock.is_in_place()
             except LockUnavailable:
                 raise
             except OSError as error:
                 raise unavailable(error, lock.path, advice_for(error, REFUSED)) from error
-            with guard:
-                self.lock = None
-                lock.close()
+            finally:
+                if not is_in_place:
+                    with guard:  # the error keeps this frame, and so the lock
+                        self.lock = None
+                        lock.close()
+            if is_in_place:
+                return lock
             restarts += 1
         raise replaced_too_often(self.path)
 
