@@ -25,7 +25,7 @@ from support import (
     wait_until_blocked,
 )
 
-from source_tree_lock import LockTimeout, LockUnavailable, _queue, source_tree_lock
+from source_tree_lock import LockTimeout, LockUnavailable, _queue, _wait, source_tree_lock
 from source_tree_lock._kernel_lock import KernelLock
 from source_tree_lock._paths import Place, open_lock_file
 
@@ -78,7 +78,10 @@ def test_one_thread_and_few_descriptors_serve_500_tasks_and_20_threads(
         assert child.end() == 0
 
 
-def test_callers_get_in_first_come_first_served(tree: Path, lock_file: Path) -> None:
+def test_callers_get_in_first_come_first_served(
+    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_wait, "CHECK_AFTER", 0.01)  # whoever checks the wait keeps its place
     order: list[int] = []
 
     def enter(number: int) -> None:
@@ -96,6 +99,7 @@ def test_callers_get_in_first_come_first_served(tree: Path, lock_file: Path) -> 
                 way = asyncio.to_thread(enter, number) if number % 2 else enter_async(number)
                 tasks.append(asyncio.create_task(way))
                 await until_waiting(lock_file, number + 1)
+                await asyncio.sleep(0.02)
             holder.say()
             await asyncio.wait_for(asyncio.gather(*tasks), LIMIT)
 

@@ -166,7 +166,7 @@ class Entry:
                 if self._is_in_place(tree):
                     return self._register(tree)
                 self.outer, self.looks_for_outer = None, True
-            elif not self._find_outer(tree, place):
+            elif not self.looks_for_outer or not self.find_outer():
                 return False
             self._close()
         raise replaced_too_often(self.lock_file)
@@ -242,16 +242,6 @@ class Entry:
             logger().info(what, tree.path, self._no_file)
         return True
 
-    def _find_outer(self, tree: Tree, place: Place) -> bool:
-        """Whether this process turns out to be inside the hold of an ancestor."""
-        if self.outer is not None or not self.looks_for_outer:
-            return False
-        self.looks_for_outer = False
-        with guard:
-            from ._handover import find_outer
-        self.outer = find_outer(tree.identity, place)
-        return self.outer is not None
-
     def _register(self, tree: Tree) -> bool:
         hold = Hold(self.owner, tree, self.file, self.outer)
         self.hold = hold  # first, so that an interrupted entry can be left
@@ -296,6 +286,21 @@ class Entry:
         # While the lock file is ours, it says nothing of others.
         file = None if self.file is not None and self.file.held else self.lock_file
         return file, None if self.outer is not None and self.outer.has_tree else self.identity
+
+    def find_outer(self) -> bool:
+        """Whether this process turns out to be inside the hold of an ancestor."""
+        self.looks_for_outer = False
+        if self.outer is None:
+            with guard:
+                from ._handover import find_outer
+            assert self.place is not None
+            self.outer = find_outer(self.identity, self.place)
+            return self.outer is not None
+        return False
+
+    def is_elsewhere(self) -> bool:
+        """Whether the path leads to another tree by now."""
+        return self.tree is not None and not self.tree.is_in_place()
 
     def release_blocked(self) -> None:
         """Close what could not be locked: the thread of the queue has its own descriptor."""

@@ -176,13 +176,18 @@ class Waiting:
         return min(longest, max(0.0, min(due) - time.monotonic()))
 
     def _do_what_is_due(self) -> bool:
-        """Do what is due; whether to try again, because an ancestor may hold the tree for us."""
+        """Do what is due; whether to try again.
+
+        That is so if an ancestor holds the tree for us, or the path leads to another tree by now.
+        Else the caller keeps its place in the queue.
+        """
         now, report, request = time.monotonic(), self._report, self._entry.request
+        tries_again = False
         if now >= report.next_check:
             waited = now - report.started
             is_warned = _deadlocks.warn_of_deadlock(self._entry, waited)
             report.next_check = math.inf if is_warned else now + max(CHECK_AFTER, waited)
-            self._entry.looks_for_outer = True
+            tries_again = self._entry.find_outer() or self._entry.is_elsewhere()
         if request.is_silent and not report.is_warned and now - report.started >= WARN_AFTER:
             report.is_warned = True
             self._holder = self._find_holder()
@@ -191,7 +196,7 @@ class Waiting:
             self._holder = self._find_holder()
             report.next_tick = now + TICK
             request.while_waiting(self._wait())
-        return self._entry.looks_for_outer
+        return tries_again
 
     def _wait(self) -> Wait:
         entry, waited = self._entry, time.monotonic() - self._report.started
