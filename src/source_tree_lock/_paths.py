@@ -265,11 +265,15 @@ def open_lock_file(place: Place) -> KernelLock:
         except OSError as error:
             if not (isinstance(error, FileNotFoundError) and place.is_required):
                 raise _unavailable(place, error, is_missing=True) from error
+            directory = os.path.dirname(place.path)
             try:
-                with suppress(FileExistsError):  # if it is not a directory, opening the file fails
-                    os.makedirs(os.path.dirname(place.path))
+                os.makedirs(directory)
             except OSError as error:
-                raise _unavailable(place, error, is_missing=True) from error
+                # What existed may be gone by now; then try again.
+                if not isinstance(error, FileExistsError) or (
+                    os.path.lexists(directory) and not os.path.isdir(directory)
+                ):
+                    raise _unavailable(place, error, is_missing=True) from error
     raise replaced_too_often(place.path)
 
 

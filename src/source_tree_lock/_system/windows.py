@@ -27,13 +27,15 @@ _EXCLUSIVE = portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKIN
 
 def try_lock(descriptor: int) -> bool:
     """As in `posix`."""
+    # Wine leaves errno as it was for a lock that is held, where Windows sets it to EACCES. A read
+    # clears it, so that it is not that of an earlier call.
+    os.read(descriptor, 0)
     try:
         portalocker.lock(descriptor, _EXCLUSIVE)
     except portalocker.AlreadyLocked:
         return False
     except portalocker.LockException as error:
         cause = error.__cause__
-        # Wine reports errno 0 where Windows reports EACCES for a lock that is held.
         if isinstance(cause, OSError) and cause.errno == 0:
             return False
         raise cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error)) from error
