@@ -186,6 +186,24 @@ def held_elsewhere(tree: Path, **options: object) -> Iterator[Child]:
         yield child
 
 
+#: A process that takes one lock and leaves no record, as uv does. Arguments: what to lock.
+FLOCK = """
+    import fcntl, os, sys
+    descriptor = os.open(sys.argv[1], os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    tell("locked")
+    heard()
+"""
+
+
+@contextmanager
+def flocked(path: Path) -> Iterator[Child]:
+    """Another process has an flock, until it ends or on `say()`."""
+    with Child(FLOCK, path) as child:
+        child.expect("locked")
+        yield child
+
+
 def wait_until_blocked(pid: int, seconds: float = LIMIT) -> None:
     """Until the kernel lists the process as waiting for an flock (Linux)."""
     waiting = ["->", "FLOCK"]
@@ -217,16 +235,17 @@ def open_descriptors() -> set[str]:
     return found
 
 
-def is_free(path: str | Path) -> bool:
-    """Whether another open file can lock this one now: flock(2), not this library, says so."""
+def is_free(path: str | Path | int) -> bool:
+    """Whether nobody has the flock of what a path or a descriptor leads to, by flock(2) itself."""
     import fcntl
 
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY) if not isinstance(path, int) else os.dup(path)
     except FileNotFoundError:
-        return True  # whoever makes it can lock it
+        return True  # a process that makes it can lock it
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
     except BlockingIOError:
         return False
     finally:
@@ -342,7 +361,7 @@ def finish(*processes: subprocess.Popen[str]) -> None:
         assert process.returncode == 0, output
 
 
-# Who holds a tree, asked in this process
+# Holders and strangers in this process
 
 
 @contextmanager

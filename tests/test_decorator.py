@@ -1,4 +1,4 @@
-"""Functions that run under the lock, and what is written wrongly: refused when it is written."""
+"""Functions that run under the lock, and what cannot be decorated."""
 
 from __future__ import annotations
 
@@ -13,60 +13,35 @@ from typing import Any
 import pytest
 from support import held_by_thread, is_taken
 
-from source_tree_lock import (
-    LockTimeout,
-    source_tree_lock,
-)
+from source_tree_lock import LockTimeout, source_tree_lock
 
 
-def test_a_decorated_function_runs_under_the_lock(tree: Path, no_leaks: object) -> None:
-    @source_tree_lock(tree)
-    def build(a: int, /, b: int = 2, *, c: int) -> tuple[int, int, int]:
+def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a plain or a coroutine function returns."""
+    is_async = inspect.iscoroutinefunction(function)
+    return asyncio.run(function(*args, **kwargs)) if is_async else function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_decorated_function_runs_under_the_lock_and_looks_as_before(
+    is_async: bool, tree: Path, no_leaks: object
+) -> None:
+    def build(a: int, /, b: int = 2, *, c: int) -> tuple[int, int, int, bool]:
         """Build it."""
-        assert is_taken(tree)
-        return a, b, c
+        return a, b, c, is_taken(tree)
 
-    assert build(1, c=3) == (1, 2, 3)
-    assert not is_taken(tree)
-    assert (build.__name__, build.__doc__) == ("build", "Build it.")
-    assert str(inspect.signature(build)) == (
-        "(a: 'int', /, b: 'int' = 2, *, c: 'int') -> 'tuple[int, int, int]'"
-    )
-    assert not inspect.iscoroutinefunction(build)
-
-
-def test_a_decorator_that_hides_a_coroutine_is_found_out(tree: Path) -> None:
-    """Its body would run when the lock is over."""
-
-    def hide(function: Callable[[], object]) -> Callable[[], object]:
-        @functools.wraps(function)
-        def hiding() -> object:
-            return function()
-
-        return hiding
-
-    async def body() -> None:
-        raise AssertionError("it is not to run")
-
-    build = source_tree_lock(tree)(hide(body))
-    with pytest.raises(TypeError, match="gives a coroutine"):
-        build()
-    assert not is_taken(tree)
-
-
-def test_a_decorated_async_function_runs_under_the_lock(tree: Path, no_leaks: object) -> None:
-    @source_tree_lock(tree)
-    async def build(a: int, *, b: int = 2) -> tuple[int, int]:
+    async def build_async(a: int, /, b: int = 2, *, c: int) -> tuple[int, int, int, bool]:
         """Build it."""
         await asyncio.sleep(0)
-        assert is_taken(tree)
-        return a, b
+        return a, b, c, is_taken(tree)
 
-    assert inspect.iscoroutinefunction(build)
-    assert asyncio.run(build(1)) == (1, 2)
+    function: Callable[..., object] = build_async if is_async else build
+    decorated = source_tree_lock(tree)(function)
+    assert run(decorated, 1, c=3) == (1, 2, 3, True)
     assert not is_taken(tree)
-    assert (build.__name__, build.__doc__) == ("build", "Build it.")
-    assert "(a: 'int', *, b: 'int' = 2)" in str(inspect.signature(build))
+    assert (decorated.__name__, decorated.__doc__) == (function.__name__, "Build it.")
+    assert inspect.signature(decorated) == inspect.signature(function)
+    assert inspect.iscoroutinefunction(decorated) is is_async
 
 
 def test_an_exception_from_a_decorated_function_comes_out_as_it_is(tree: Path) -> None:
@@ -80,9 +55,9 @@ def test_an_exception_from_a_decorated_function_comes_out_as_it_is(tree: Path) -
     async def build_async() -> None:
         raise raised
 
-    for call in (build, lambda: asyncio.run(build_async())):
+    for function in (build, build_async):
         with pytest.raises(KeyError) as caught:
-            call()
+            run(function)
         assert caught.value is raised
         assert not is_taken(tree)
 
@@ -92,171 +67,153 @@ def test_a_path_may_depend_on_the_calls_arguments(tree: Path, tmp_path: Path) ->
     def build(source: Path, *, suffix: str = "") -> tuple[bool, bool]:
         return is_taken(tree), is_taken(tmp_path)
 
-    @source_tree_lock(lambda source: source)
+    @source_tree_lock(os.fspath)
     async def build_async(source: Path) -> tuple[bool, bool]:
         return is_taken(tree), is_taken(tmp_path)
 
-    assert build(tree) == (True, False)
-    assert build(tmp_path) == (False, True)
-    assert build(tmp_path, suffix="tree") == (True, False)
-    assert asyncio.run(build_async(tree)) == (True, False)
-
-
-def test_a_method_may_name_the_tree_of_its_object(tree: Path) -> None:
     class Project:
         root = tree
 
         @source_tree_lock(lambda self: self.root)
-        def build(self) -> bool:
-            return is_taken(tree)
+        def build(self) -> tuple[bool, bool]:
+            return is_taken(tree), is_taken(tmp_path)
 
-    assert Project().build()
+    assert build(tree) == (True, False)
+    assert build(tmp_path) == (False, True)
+    assert build(tmp_path, suffix="tree") == (True, False)
+    assert run(build_async, tree) == (True, False)
+    assert Project().build() == (True, False)
+    with pytest.raises(TypeError, match="path must be a path, not 17"):
+        source_tree_lock(lambda path: path)(is_taken)(17)  # type: ignore[arg-type]
 
 
 def test_a_path_that_depends_on_arguments_serves_a_decorator_only(tree: Path) -> None:
     lock = source_tree_lock(lambda: tree)
-    with pytest.raises(TypeError, match="decorator"), lock:
-        pass
-    with pytest.raises(TypeError, match="decorator"):
-        lock.acquire()
-    assert not lock.locked()
+    for look in (lock.__enter__, lock.acquire, lock.locked, lock.holder, lambda: lock.tree):
+        with pytest.raises(TypeError, match="decorator only"):
+            look()
+    assert not lock.is_owner()
 
 
-def test_a_path_that_a_callable_returns_is_checked_as_any_path() -> None:
-    def build(path: object) -> None:
-        raise AssertionError("not without the lock")
-
-    with pytest.raises(TypeError, match="17"):
-        source_tree_lock(lambda path: path)(build)(17)
-
-
-def test_every_call_of_a_decorated_function_waits_by_the_locks_options(tree: Path) -> None:
-    lock = source_tree_lock(tree, timeout=0)
-
-    @lock
+def test_each_call_waits_with_the_options_of_the_lock(tree: Path) -> None:
+    @source_tree_lock(tree, timeout=0)
     def plain() -> None:
-        raise AssertionError("not without the lock")
+        pytest.fail("it runs without the lock")
 
     @source_tree_lock(lambda: tree, timeout=0)
     async def asynchronous() -> None:
-        raise AssertionError("not without the lock")
+        pytest.fail("it runs without the lock")
 
     with held_by_thread(tree):
-        with pytest.raises(LockTimeout):
-            plain()
-        with pytest.raises(LockTimeout):
-            asyncio.run(asynchronous())
+        for function in (plain, asynchronous):
+            with pytest.raises(LockTimeout):
+                run(function)
 
 
-class Callables:
-    @staticmethod
-    def generator(tree: Path) -> Iterator[None]:
+class Example:
+    def generator(self) -> Iterator[None]:
         yield
 
-    @staticmethod
-    async def async_generator(tree: Path) -> AsyncIterator[None]:
+    async def async_generator(self) -> AsyncIterator[None]:
         yield
 
-    async def __call__(self, tree: Path) -> bool:
-        await asyncio.sleep(0)
-        return is_taken(tree)
+    def __call__(self) -> None:
+        """As a command of click has it."""
+
+    @functools.cached_property
+    def cached(self) -> None: ...
 
 
-class GeneratorObject:
-    def __call__(self, tree: Path) -> Iterator[None]:
-        yield
+WRONG: dict[str, tuple[Any, str]] = {
+    "generator": (Example.generator, "generator"),
+    "async generator": (Example.async_generator, "generator"),
+    "part of a generator": (functools.partial(Example.generator, Example()), "generator"),
+    "method that is a generator": (Example().async_generator, "generator"),
+    "class": (Example, "decorates functions"),
+    "object that can be called": (Example(), "decorates functions"),
+    "class method": (classmethod(repr), "decorates functions"),
+    "static method": (staticmethod(repr), "decorates functions"),
+    "property": (property(repr), "decorates functions"),
+    "cached property": (vars(Example)["cached"], "decorates functions"),
+    "number": (17, "decorates functions"),
+    "None": (None, "parentheses"),
+}
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        Callables.generator,
-        Callables.async_generator,
-        functools.partial(Callables.generator, Path()),
-        functools.partial(Callables.async_generator, Path()),
-        GeneratorObject(),
-        GeneratorObject().__call__,
-    ],
-)
-def test_a_generator_function_is_refused(function: Callable[..., object], tree: Path) -> None:
-    with pytest.raises(TypeError, match="generator"):
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_no_function_or_a_generator_is_not_decorated(wrong: str, tree: Path) -> None:
+    function, match = WRONG[wrong]
+    with pytest.raises(TypeError, match=match):
         source_tree_lock(tree)(function)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [Callables, classmethod(repr), staticmethod(repr), 17, None, property(repr)],
-)
-def test_what_is_no_function_is_not_decorated(function: Any, tree: Path) -> None:
-    with pytest.raises(TypeError, match="decorates functions"):
-        source_tree_lock(tree)(function)
+def test_a_real_command_of_click_is_not_decorated(tree: Path) -> None:
+    click = pytest.importorskip("click")
+    with pytest.raises(TypeError, match="directly above its `def`"):
+        source_tree_lock(tree)(click.command()(lambda: None))
 
 
 @pytest.mark.parametrize(
-    "function",
-    [
-        Callables(),
-        functools.partial(Callables().__call__),
-        Callables().__call__,
-    ],
+    "function", [len, functools.partial(len), functools.lru_cache(len), "four".count]
 )
-def test_whatever_gives_a_coroutine_holds_the_lock_until_it_has_ended(
-    function: Callable[..., Any], tree: Path
+def test_whatever_else_is_a_function_is_decorated(
+    function: Callable[[str], int], tree: Path
 ) -> None:
-    assert asyncio.run(source_tree_lock(tree)(function)(tree)) is True
+    assert source_tree_lock(tree)(function)("four") == function("four")
 
 
-def test_a_builtin_function_may_be_decorated(tree: Path) -> None:
-    assert source_tree_lock(tree)(len)("four") == 4
+def test_a_coroutine_that_a_decorator_hides_is_found_out(tree: Path) -> None:
+    """Its body would run after the lock is released."""
+
+    async def body() -> None:
+        pytest.fail("it runs")
+
+    @source_tree_lock(tree)
+    def build() -> object:
+        return body()
+
+    with pytest.raises(TypeError, match="returns a coroutine"):
+        build()
+    assert not is_taken(tree)
 
 
-# Written wrongly
+# Without parentheses
 
 
-def test_a_bare_decorator_is_refused_where_it_is_written() -> None:
-    with pytest.raises(TypeError, match=r"write @source_tree_lock\(\)"):
-
-        @source_tree_lock
-        def build() -> str:
-            raise AssertionError("it runs")
+@source_tree_lock  # type: ignore[arg-type]
+def bare(*arguments: object) -> None:
+    pytest.fail("the body runs")
 
 
-def test_a_bare_decorator_of_an_async_function_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"write @source_tree_lock\(\)"):
-
-        @source_tree_lock  # type: ignore[arg-type]
-        async def build(*arguments: object) -> None:
-            raise AssertionError("it runs")
+@source_tree_lock  # type: ignore[arg-type]
+async def bare_async(*arguments: object) -> None:
+    pytest.fail("the body runs")
 
 
-def test_a_bare_decorator_above_another_one_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"write @source_tree_lock\(\)"):
-
-        @source_tree_lock
-        @functools.lru_cache
-        def build() -> str:
-            raise AssertionError("it runs")
+@source_tree_lock
+@functools.lru_cache
+def bare_above_another(*arguments: object) -> str:
+    pytest.fail("the body runs")
 
 
-def test_a_bare_decorator_of_a_method_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"write @source_tree_lock\(\)"):
-
-        class Backend:  # pyright: ignore[reportUnusedClass]
-            @source_tree_lock
-            def build(self) -> str:
-                raise AssertionError("it runs")
+class Bare:
+    @source_tree_lock
+    def method(self, *arguments: object) -> str:
+        pytest.fail("the body runs")
 
 
-def _tree_of_argument(tree: Path) -> Path:
-    return tree
+CALLS: list[tuple[Any, tuple[Any, ...]]] = [
+    (function, arguments)
+    for function in (bare, bare_async, bare_above_another, Bare.method)
+    for arguments in ((), (1,), (print,), (1, 2))
+    # Only a global function is told from a path that depends on the call: these decorate print.
+    if not (function in (bare_above_another, Bare.method) and arguments == (print,))
+]
 
 
-@pytest.mark.parametrize("tree_of", [_tree_of_argument, lambda tree: tree, os.fspath])
-def test_a_callable_that_gives_the_path_is_no_bare_decorator(
-    tree_of: Callable[[Any], Any], tree: Path
+@pytest.mark.parametrize(("function", "arguments"), CALLS)
+def test_a_function_that_was_decorated_without_parentheses_says_what_to_write(
+    function: Any, arguments: tuple[Any, ...]
 ) -> None:
-    @source_tree_lock(tree_of)
-    def build(path: Path) -> bool:
-        return source_tree_lock(path).locked()
-
-    assert build(tree) is True
+    with pytest.raises(TypeError, match=r"write @source_tree_lock\(\)"):
+        function(*arguments)

@@ -1,115 +1,125 @@
-"""The object: enter and leave, acquire and release, and what it tells."""
+"""The lock object: entering and leaving, `acquire` and `release`, and what it says of itself."""
 
 from __future__ import annotations
 
 import _thread
 import asyncio
 import copy
+import errno
 import gc
 import importlib
+import math
 import os
 import pickle
+import shutil
 import tempfile
 import threading
 import unittest
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
-import trio
-from support import LIMIT, held_by_thread, held_elsewhere, in_thread, is_taken
+from support import LIMIT, Child, held_by_thread, held_elsewhere, in_thread, is_free, is_taken
+from ways import WAYS
 
+import source_tree_lock as library
 from source_tree_lock import (
+    Holder,
     LockTimeout,
+    LockUnavailable,
     SourceTreeLock,
+    SourceTreeLockError,
+    Wait,
     _queue,
     source_tree_lock,
 )
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="the rule is of POSIX systems")
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda each: pickle.loads(pickle.dumps(each)),
+}
+each_copy = pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
 
 
 # `with` and `async with`
 
 
-def test_another_process_is_kept_out_until_the_holder_lets_go(tree: Path, no_leaks: object) -> None:
+def test_another_process_is_kept_out_until_the_holder_leaves(tree: Path, no_leaks: object) -> None:
     with held_elsewhere(tree) as child:
         with pytest.raises(LockTimeout):
             source_tree_lock(tree, timeout=0.05).__enter__()
         child.say()
         child.expect("released")
         with source_tree_lock(tree, timeout=LIMIT) as lock:
-            assert lock.locked()
+            assert lock.is_owner()
 
 
-def test_with_gives_the_lock_and_holds_the_tree(tree: Path, no_leaks: object) -> None:
+def test_entering_returns_the_lock_and_holds_the_tree(tree: Path, no_leaks: object) -> None:
     made = source_tree_lock(tree)
-    assert not made.locked()
-    with made as lock:
-        assert lock is made
-        assert lock.locked()
-        assert is_taken(tree)
-    assert not lock.locked()
-    assert not is_taken(tree)
 
-
-def test_async_with_gives_the_lock_and_holds_the_tree(tree: Path, no_leaks: object) -> None:
     async def main() -> None:
-        made = source_tree_lock(tree)
         async with made as lock:
             assert lock is made
-            assert lock.locked()
             assert is_taken(tree)
-        assert not lock.locked()
-        assert not is_taken(tree)
+
+    with made as lock:
+        assert lock is made
+        assert is_taken(tree)
+    assert not is_taken(tree)
+    asyncio.run(main())
+    assert not is_taken(tree)
+
+
+def run_with(lock: SourceTreeLock, body: Callable[[], object]) -> None:
+    with lock:
+        body()
+
+
+def run_async_with(lock: SourceTreeLock, body: Callable[[], object]) -> None:
+    async def main() -> None:
+        async with lock:
+            body()
 
     asyncio.run(main())
 
 
+both_ways = pytest.mark.parametrize("run", [run_with, run_async_with])
+
+
+@both_ways
+@pytest.mark.parametrize("left_before", [False, True])
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_exception_from_the_body_comes_out_as_it_is(
-    error: type[BaseException], tree: Path
+    error: type[BaseException], left_before: bool, run: Callable[..., None], tree: Path
 ) -> None:
-    raised = error("from the body")
-    with pytest.raises(error) as caught, source_tree_lock(tree):
+    lock, raised = source_tree_lock(tree), error("from the body")
+
+    def body() -> None:
+        if left_before:
+            lock.release()
         raise raised
-    assert caught.value is raised
-    assert caught.value.__context__ is None
-    assert not is_taken(tree)
 
-    async def main() -> None:
-        with pytest.raises(error) as caught:
-            async with source_tree_lock(tree):
-                raise raised
-        assert caught.value is raised
-
-    asyncio.run(main())
+    # Where nothing is left to leave, a generator that is closed says so.
+    expected = RuntimeError if left_before and error is GeneratorExit else error
+    with pytest.raises(expected) as caught:
+        run(lock, body)
+    assert caught.value is raised or expected is RuntimeError
     assert not is_taken(tree)
 
 
-def test_an_exception_from_the_body_is_not_replaced_by_one_from_leaving(tree: Path) -> None:
-    raised = KeyError("from the body")
-
-    def release_and_raise() -> None:
-        with source_tree_lock(tree) as lock:
-            lock.release()
-            raise raised
-
-    async def release_and_raise_async() -> None:
-        async with source_tree_lock(tree) as lock:
-            lock.release()
-            raise raised
-
-    for call in (release_and_raise, lambda: asyncio.run(release_and_raise_async())):
-        with pytest.raises(KeyError) as caught:
-            call()
-        assert caught.value is raised
-
-
-def test_leaving_what_was_released_already_is_an_error(tree: Path) -> None:
-    with pytest.raises(RuntimeError, match="has not entered"), source_tree_lock(tree) as lock:
-        lock.release()
+@both_ways
+def test_leaving_what_was_released_already_is_an_error(
+    run: Callable[..., None], tree: Path
+) -> None:
+    lock = source_tree_lock(tree)
+    with pytest.raises(RuntimeError, match="has not entered"):
+        run(lock, lock.release)
 
 
 def test_a_generator_that_another_thread_closes_does_not_release_silently(tree: Path) -> None:
@@ -127,19 +137,193 @@ def test_a_generator_that_another_thread_closes_does_not_release_silently(tree: 
     assert not is_taken(tree)
 
 
-def test_async_with_needs_asyncio_and_says_so(tree: Path, no_leaks: object) -> None:
+def test_async_with_needs_an_event_loop_and_says_so(tree: Path, no_leaks: object) -> None:
     async def main() -> None:
         async with source_tree_lock(tree):
             pass
 
-    with pytest.raises(RuntimeError, match="asyncio"):
-        trio.run(main)
-    with pytest.raises(RuntimeError, match="asyncio"):
+    with pytest.raises(RuntimeError, match="asyncio or trio"):
         main().send(None)
     assert not is_taken(tree)
 
 
-# Acquire and release, by the rules of threading.RLock
+# Who may enter again, and who waits
+
+
+def test_the_same_owner_enters_again_and_the_last_leave_releases(
+    tree: Path, no_leaks: object
+) -> None:
+    lock = source_tree_lock(tree)
+
+    async def main() -> None:
+        async with lock, lock, source_tree_lock(tree):
+            with lock:
+                assert lock.acquire(blocking=False)
+            lock.release()
+            assert is_taken(tree)
+
+    with lock:
+        with lock, lock:
+            assert lock.acquire(blocking=False)
+            lock.release()
+        assert is_taken(tree)
+    assert not is_taken(tree)
+    asyncio.run(main())
+    assert not is_taken(tree)
+
+
+def test_two_objects_for_one_tree_are_one_lock_however_the_path_is_spelled(
+    tree: Path, tmp_path: Path
+) -> None:
+    locks = [source_tree_lock(tree), source_tree_lock(f"{tree}/../tree")]
+    locks.append(source_tree_lock(tree, lock_dir=tmp_path / "other"))
+    locks.append(source_tree_lock(tree, digest=lambda path: "other"))
+    if os.name == "posix":
+        link = tmp_path / "link"
+        link.symlink_to("tree")
+        locks.append(source_tree_lock(link))
+    for outer in locks:
+        with outer:
+            for inner in locks:
+                assert inner.acquire(blocking=False), f"{inner} waits for {outer}"
+                inner.release()
+                assert inner.is_owner()
+            assert is_taken(tree)
+        assert not is_taken(tree)
+
+
+def test_entries_through_two_objects_may_be_left_in_any_order(tree: Path, no_leaks: object) -> None:
+    first, second = source_tree_lock(tree), source_tree_lock(tree)
+    first.acquire()
+    second.acquire()
+    first.release()
+    with pytest.raises(RuntimeError, match="has not entered"):  # through this object
+        first.release()
+    assert is_taken(tree)
+    second.release()
+    assert not is_taken(tree)
+
+
+# Leaving releases what was entered
+
+
+def remove_tree(path: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir("/")
+    shutil.rmtree(path)
+
+
+def replace_tree(path: Path, patch: pytest.MonkeyPatch) -> None:
+    path.rename(path.with_name("moved"))
+    path.mkdir()
+
+
+#: What happens while the tree is held.
+CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
+    "working directory": lambda path, patch: os.chdir("/"),  # pytest goes back
+    "tree removed": remove_tree,
+    "tree replaced": replace_tree,
+    "temporary directory": lambda path, patch: patch.setenv("TMPDIR", "/elsewhere"),
+    "lock directory": lambda path, patch: patch.setenv("SOURCE_TREE_LOCK_DIR", "/elsewhere"),
+    "timeout": lambda path, patch: patch.setenv("SOURCE_TREE_LOCK_TIMEOUT", "nonsense"),
+    "lock directory removed": lambda path, patch: shutil.rmtree(os.environ["TMPDIR"]),
+}
+
+
+@posix_only
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("path", [".", "../link"])
+def test_leaving_releases_what_was_entered(
+    change: str, path: str, tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    tree.with_name("link").symlink_to("tree")
+    monkeypatch.chdir(tree)
+    kept = []
+    try:
+        with source_tree_lock(path) as lock:
+            entered = (lock.tree, lock.lock_file)
+            kept = [os.open(each, os.O_RDONLY) for each in entered]
+            CHANGES[change](tree, monkeypatch)
+            assert (lock.tree, lock.lock_file) == entered
+            assert lock.is_owner()
+            assert not any(map(is_free, kept))
+        assert all(map(is_free, kept))
+    finally:
+        for descriptor in kept:
+            os.close(descriptor)
+
+
+@posix_only
+def test_a_symlink_that_leads_elsewhere_since_makes_no_difference_to_leaving(
+    tree: Path, tmp_path: Path, no_leaks: object
+) -> None:
+    other, link = tmp_path / "other", tmp_path / "link"
+    other.mkdir()
+    link.symlink_to("tree")
+    with source_tree_lock(link) as lock:
+        link.unlink()
+        link.symlink_to("other")
+        assert lock.tree == tree.resolve()
+        assert (is_taken(tree), is_taken(other)) == (True, False)
+        with source_tree_lock(link):
+            assert (is_taken(tree), is_taken(other)) == (True, True)
+        assert (is_taken(tree), is_taken(other)) == (True, False)
+    assert not is_taken(tree)
+
+
+# A lock that is dropped
+
+
+def drop(locks: list[SourceTreeLock]) -> None:
+    locks.clear()
+    gc.collect()  # PyPy counts no references
+
+
+@posix_only
+@pytest.mark.parametrize("in_another_thread", [False, True])
+def test_a_lock_that_is_dropped_while_it_holds_releases_its_entries_with_a_warning(
+    in_another_thread: bool, tree: Path, no_leaks: object
+) -> None:
+    kept, dropped = source_tree_lock(tree), [source_tree_lock(tree)]
+    kept.acquire()
+    dropped[0].acquire()
+    dropped[0].acquire()
+    with pytest.warns(ResourceWarning, match="tree"):
+        in_thread(lambda: drop(dropped)) if in_another_thread else drop(dropped)
+    assert not is_free(tree), "the entry through the other object lasts"
+    dropped.append(kept)
+    del kept
+    with pytest.warns(ResourceWarning, match="tree"):
+        in_thread(lambda: drop(dropped)) if in_another_thread else drop(dropped)
+    assert is_free(tree)
+
+
+def test_a_lock_that_was_released_is_dropped_in_silence(tree: Path) -> None:
+    locks = [source_tree_lock(tree)]
+    with locks[0]:
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drop(locks)
+
+
+@posix_only
+def test_a_lock_that_is_held_at_the_end_of_the_process_keeps_nobody_out(tree: Path) -> None:
+    script = """
+        from source_tree_lock import source_tree_lock
+        lock = source_tree_lock(sys.argv[1])
+        lock.acquire()
+        tell("held")
+        heard()
+    """
+    with Child(script, tree) as child:
+        child.expect("held")
+        assert not is_free(tree)
+        child.say()
+        assert child.process.wait(LIMIT) == 0
+        assert is_free(tree)
+
+
+# `acquire` and `release`, by the rules of threading.RLock
 
 
 def rlock_tests() -> ModuleType | None:
@@ -152,11 +336,7 @@ def rlock_tests() -> ModuleType | None:
 CPYTHON = rlock_tests()
 #: Private methods, and the text of `repr`, are no rules.
 NOT_OURS = {"test__is_owned", "test_release_save_unacquired", "test_recursion_count"} | {
-    "test_repr",
-    "test_repr_count",
-    "test_locked_repr",
-    # RLock has a `locked` since Python 3.14, and asks there whether anybody has the lock.
-    "test_locked_with_2threads",
+    *("test_repr", "test_repr_count", "test_locked_repr")
 }
 RLOCK_TESTS = (
     sorted(set(unittest.TestLoader().getTestCaseNames(CPYTHON.RLockTests)) - NOT_OURS)
@@ -180,11 +360,10 @@ def test_it_passes_cpythons_own_test_of_rlock(
 
     def threads_of_the_test() -> int:
         # All but ours that waits in the kernel's queue, as long as another holds the tree.
-        return _thread._count() - len(_queue._lines)
+        return _thread._count() - len(_queue._queues)
 
     helper = CPYTHON.threading_helper
     monkeypatch.setattr(helper, "_thread", SimpleNamespace(_count=threads_of_the_test))
-
     locks: list[SourceTreeLock] = []
 
     class Tests(CPYTHON.RLockTests):  # type: ignore[misc,name-defined]
@@ -198,7 +377,7 @@ def test_it_passes_cpythons_own_test_of_rlock(
 
         def tearDown(self) -> None:
             for lock in locks:
-                while lock.locked():
+                while lock.is_owner():
                     lock.release()
             locks.clear()
             super().tearDown()
@@ -211,194 +390,286 @@ def test_it_passes_cpythons_own_test_of_rlock(
     assert result.wasSuccessful(), problems
 
 
-def test_acquire_gives_false_where_with_raises(tree: Path) -> None:
-    with held_by_thread(tree):
+@pytest.mark.parametrize("of_the_lock", ["argument", "environment"])
+def test_acquire_returns_false_only_for_a_limit_of_this_call(
+    of_the_lock: str, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = source_tree_lock(tree)
+    if of_the_lock == "argument":
         lock = source_tree_lock(tree, timeout=0.01)
-        assert lock.acquire(blocking=False) is False
-        assert lock.acquire(timeout=0) is False
-        assert lock.acquire(timeout=0.01) is False
-        assert lock.acquire() is False, "-1 is the lock's own timeout"
-        assert not lock.locked()
-        with pytest.raises(LockTimeout):
-            lock.__enter__()
-    assert lock.acquire(timeout=LIMIT) is True
+    with held_by_thread(tree), monkeypatch.context() as patch:
+        wins = "nonsense" if of_the_lock == "argument" else "0.01"
+        patch.setenv("SOURCE_TREE_LOCK_TIMEOUT", wins)
+        limited: list[dict[str, Any]] = [{"blocking": False}, {"timeout": 0}, {"timeout": 0.01}]
+        assert [lock.acquire(**limit) for limit in limited] == [False] * 3
+        for enter in (lock.acquire, partial(lock.acquire, True, timeout=-1), lock.__enter__):
+            with pytest.raises(LockTimeout):
+                enter()
+        assert not lock.is_owner()
+    assert lock.acquire(timeout=LIMIT) is True  # longer than the lock's own
     lock.release()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it is dropped
-def test_acquire_with_a_timeout_of_its_own_overrides_the_locks(tree: Path) -> None:
-    lock = source_tree_lock(tree, timeout=0)
-    with held_elsewhere(tree) as child:
-        assert not lock.acquire()
-        got_in: list[bool] = []
-        waiter = threading.Thread(target=lambda: got_in.append(lock.acquire(timeout=LIMIT)))
-        waiter.start()
-        child.say()
-        waiter.join(LIMIT)
-        assert got_in == [True]
+def test_a_release_by_a_thread_or_task_that_has_not_entered_is_an_error(tree: Path) -> None:
+    async def release() -> None:
+        lock.release()
 
-
-def test_a_release_by_a_thread_or_task_that_does_not_hold_is_an_error(tree: Path) -> None:
     with held_by_thread(tree) as lock:
-        with pytest.raises(RuntimeError, match="has not entered"):
-            lock.release()
-
-        async def main() -> None:
+        for call in (lock.release, lambda: asyncio.run(release())):
             with pytest.raises(RuntimeError, match="has not entered"):
-                lock.release()
-
-        asyncio.run(main())
+                call()
         assert is_taken(tree)
 
 
-def test_a_release_is_of_what_was_entered_through_the_same_object(tree: Path) -> None:
-    first, second = source_tree_lock(tree), source_tree_lock(tree)
-    with first:
-        with pytest.raises(RuntimeError, match="has not entered"):
-            second.release()
-        assert second.locked()
+# What it says of itself
 
 
-# What it tells
-
-
-def test_locked_is_about_this_thread_or_task_through_whichever_object(tree: Path) -> None:
+def test_locked_is_about_anybody_and_is_owner_about_this_thread_or_task(tree: Path) -> None:
     lock, other = source_tree_lock(tree), source_tree_lock(f"{tree}/.")
+
+    def both() -> list[tuple[bool, bool]]:
+        return [(each.locked(), each.is_owner()) for each in (lock, other)]
+
+    async def in_a_task() -> list[tuple[bool, bool]]:
+        return both()
+
+    assert both() == [(False, False)] * 2
     with lock:
-        assert lock.locked()
-        assert other.locked()
-        assert in_thread(lock.locked) is False
-        assert in_thread(other.locked) is False
-
-        async def main() -> bool:
-            return lock.locked() or other.locked()
-
-        assert asyncio.run(main()) is False
-    assert not other.locked()
-
-
-@pytest.mark.parametrize("path", ["missing", "\0"])
-def test_nobody_holds_what_is_not_there(path: str, tree: Path) -> None:
-    assert source_tree_lock(f"{tree}/{path}").locked() is False
+        assert both() == [(True, True)] * 2
+        assert in_thread(both) == [(True, False)] * 2
+        assert asyncio.run(in_a_task()) == [(True, False)] * 2
+    assert both() == [(False, False)] * 2
+    with held_elsewhere(tree) as child:
+        assert both() == [(True, False)] * 2
+        holder = lock.holder()
+        assert holder is not None
+        assert holder.pid == child.pid
+        child.say()
+        child.expect("released")
+        assert both() == [(False, False)] * 2
+        assert lock.holder() is None
 
 
-def test_tree_and_lock_file_stay_those_that_are_held(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tree)
-    with source_tree_lock() as lock:
-        lock_file = lock.lock_file
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("SOURCE_TREE_LOCK_DIR", str(tmp_path))
-        assert (lock.tree, lock.lock_file) == (tree.resolve(), lock_file)
-        assert lock.locked()
-    assert lock.tree == tmp_path.resolve()
-    assert lock.lock_file.parent == tmp_path
-
-
-@pytest.mark.parametrize("name", ["tree", "lock_file"])
-def test_where_there_is_no_tree_there_is_nothing_to_tell(name: str, tree: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="missing"):
-        getattr(source_tree_lock(tree / "missing"), name)
-
-
-def test_repr_tells_the_path_and_whether_it_is_held(tree: Path) -> None:
+def test_looking_leaves_nothing_behind(tree: Path, temp_dir: Path, no_leaks: object) -> None:
     lock = source_tree_lock(tree)
-    assert repr(tree) in repr(lock)
-    assert "not held" in repr(lock)
-    with lock, lock:
-        assert "not held" not in repr(lock)
-        assert "2 times" in repr(lock)
-    assert "not held" in repr(lock)
+    assert (lock.locked(), lock.is_owner(), lock.holder()) == (False, False, None)
+    assert (lock.tree, lock.lock_file.parent) == (tree.resolve(), temp_dir)
+    assert list(temp_dir.iterdir()) == list(tree.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "error"), [("missing", FileNotFoundError), ("\0", ValueError)])
+def test_where_there_is_no_tree_there_is_nothing_to_look_at(
+    name: str, error: type[Exception], tree: Path
+) -> None:
+    lock = source_tree_lock(f"{tree}/{name}")
+    assert not lock.is_owner()
+    for look in (lock.locked, lock.holder, lambda: lock.tree, lambda: lock.lock_file, lock.acquire):
+        with pytest.raises(error, match="source tree"):
+            look()
+
+
+def test_repr_says_which_tree_and_how_often_this_object_entered(tree: Path) -> None:
+    lock, second = source_tree_lock(tree), source_tree_lock(tree)
+    assert repr(lock) == f"<SourceTreeLock of {tree!r}>"
+    with lock:
+        assert repr(lock) == f"<SourceTreeLock of {tree!r}, entered 1 time>"
+        assert repr(second) == f"<SourceTreeLock of {tree!r}>"
+        with lock:
+            assert "entered 2 times" in repr(lock)
+    assert "entered" not in repr(lock)
+
+
+@each_copy
+def test_a_copy_of_a_lock_is_another_lock_that_has_not_entered(
+    tree: Path, copied: Callable[[SourceTreeLock], SourceTreeLock], no_leaks: object
+) -> None:
+    lock = source_tree_lock(tree, timeout=0)
+    with lock:
+        other = copied(lock)
+        assert "entered" not in repr(other)
+        with pytest.raises(RuntimeError, match="has not entered"):
+            other.release()
+        with pytest.raises(LockTimeout):  # it has the options too
+            raise in_thread(other.acquire)
+        with other:
+            pass
+        drop([other])
+        assert is_taken(tree)
+    assert not is_taken(tree)
+
+
+def test_it_can_be_subclassed(tree: Path) -> None:
+    class Project(SourceTreeLock):
+        """A lock with a name, which says when it is entered."""
+
+        def __init__(self, name: str, path: Path) -> None:
+            super().__init__(path, timeout=LIMIT)
+            self.name = name
+
+        def __enter__(self) -> Project:  # noqa: PYI034
+            super().__enter__()
+            entered.append(self.name)
+            return self
+
+    entered: list[str] = []
+    with copy.copy(Project("first", tree)) as lock:
+        assert (lock.name, lock.is_owner()) == ("first", True)
+    assert lock(is_taken)(tree)
+    assert entered == ["first", "first"]
+    assert repr(lock).startswith("<Project of ")
+
+
+# Options
 
 
 @pytest.mark.parametrize(
-    "make",
-    [copy.copy, copy.deepcopy, lambda lock: pickle.loads(pickle.dumps(lock))],
-    ids=["copy", "deepcopy", "pickle"],
+    ("options", "error"),
+    [
+        ({"path": None}, TypeError),
+        ({"timeout": -2}, ValueError),
+        ({"timeout": math.nan}, ValueError),
+        ({"timeout": "1"}, TypeError),
+        ({"digest": "name"}, TypeError),
+        ({"lock_dir": 17}, TypeError),
+        ({"lock_dir": ""}, ValueError),
+        ({"on_wait": "say"}, TypeError),
+        ({"while_waiting": 1}, TypeError),
+        ({"after_wait": ()}, TypeError),
+    ],
 )
-def test_a_copy_of_a_lock_is_another_lock_of_its_tree(
-    tree: Path, make: Callable[[SourceTreeLock], SourceTreeLock], no_leaks: object
+def test_an_option_that_makes_no_sense_is_refused_by_the_constructor(
+    options: dict[str, Any], error: type[Exception]
 ) -> None:
-    lock = source_tree_lock(tree, timeout=7)
-    with lock:
-        copied = make(lock)
-        assert "not held" in repr(copied)
-        with copied:
-            pass
-        del copied
-        gc.collect()
+    with pytest.raises(error, match=next(iter(options))):
+        source_tree_lock(**options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"blocking": False, "timeout": 1}, ValueError),
+        ({"timeout": -2}, ValueError),
+        ({"timeout": math.nan}, ValueError),
+        ({"timeout": threading.TIMEOUT_MAX * 2}, OverflowError),
+        ({"timeout": "1"}, TypeError),
+        ({"timeout": None}, TypeError),
+    ],
+)
+def test_acquire_refuses_what_rlock_refuses(
+    arguments: dict[str, Any], error: type[Exception], tree: Path, temp_dir: Path
+) -> None:
+    for lock in (threading.RLock(), source_tree_lock(tree)):
+        with pytest.raises(error):
+            lock.acquire(**arguments)
+    assert list(temp_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("timeout", [math.inf, threading.TIMEOUT_MAX * 2, 10**12, 0, None, True])
+def test_any_other_timeout_serves_a_free_tree_and_a_long_one_a_wait(
+    timeout: float | None, tree: Path
+) -> None:
+    with source_tree_lock(tree, timeout=timeout):
         assert is_taken(tree)
-        with pytest.raises(RuntimeError, match="cannot release"):
-            make(lock).release()
+    if timeout is None or timeout > 1:
+        for run in (run_with, run_async_with):
+            with held_elsewhere(tree) as child:
+                lock = source_tree_lock(tree, timeout=timeout, on_wait=lambda _: child.say())
+                run(lock, lambda: child.expect("released"))
+
+
+def test_an_empty_timeout_in_the_environment_is_none(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_TREE_LOCK_TIMEOUT", "")
+    with held_elsewhere(tree) as child, source_tree_lock(tree, on_wait=lambda _: child.say()):
+        child.expect("released")
+
+
+# Callbacks
+
+
+async def coroutine_function(wait: Wait) -> None:
+    raise AssertionError("it is never called")
+
+
+class Spinner:
+    async def stop(self, wait: Wait) -> None:
+        raise AssertionError("it is never called")
+
+
+@pytest.mark.parametrize("name", ["on_wait", "while_waiting", "after_wait"])
+@pytest.mark.parametrize(
+    "callback", [coroutine_function, partial(coroutine_function), Spinner().stop]
+)
+def test_a_coroutine_function_as_callback_is_refused(
+    name: str, callback: Callable[..., object], tree: Path
+) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a plain function"):
+        source_tree_lock(tree, **{name: callback})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_after_wait_is_called_once_when_the_tree_is_ours_after_a_wait(
+    way: str, tree: Path, no_leaks: object
+) -> None:
+    calls: list[str] = []
+
+    def after_wait(wait: Wait) -> None:
+        assert (wait.tree, wait.waited > 0) == (str(tree.resolve()), True)
+        assert is_taken(tree)
+        calls.append("after_wait")
+
+    options: dict[str, Any] = {"timeout": LIMIT, "after_wait": after_wait}
+    WAYS[way](tree, lambda: calls.append("free"), **options)
+    with held_elsewhere(tree) as child:
+        with pytest.raises(LockTimeout):
+            WAYS[way](tree, lambda: None, **{**options, "timeout": 0.01})
+        options["on_wait"] = lambda wait: child.say()
+        WAYS[way](tree, lambda: calls.append("after a wait"), **options)
+    assert calls == ["free", "after_wait", "after a wait"]
+
+
+@both_ways
+def test_what_after_wait_raises_comes_out_with_nothing_held(
+    run: Callable[..., None], tree: Path, no_leaks: object
+) -> None:
+    def fail(wait: Wait) -> None:
+        raise KeyError
+
+    with held_elsewhere(tree) as child:
+        lock = source_tree_lock(tree, on_wait=lambda wait: child.say(), after_wait=fail)
+        with pytest.raises(KeyError):
+            run(lock, lambda: pytest.fail("it was entered"))
     assert not is_taken(tree)
 
 
-def test_an_async_generator_may_be_closed_by_another_task(tree: Path, no_leaks: object) -> None:
-    async def main() -> None:
-        async def wheels() -> AsyncIterator[int]:
-            async with source_tree_lock(tree):
-                yield 1
-                yield 2
-
-        generator = wheels()
-
-        async def first() -> int:
-            return await generator.__anext__()
-
-        async def close() -> None:
-            await generator.aclose()  # type: ignore[attr-defined]
-
-        assert await asyncio.create_task(first()) == 1
-        assert is_taken(tree)
-        await asyncio.create_task(close())
-        assert not is_taken(tree)
-
-    asyncio.run(main())
+# Errors
 
 
-@posix_only
-def test_an_async_generator_that_another_task_closes_releases_its_own_tree(
-    tree: Path, tmp_path: Path, no_leaks: object
-) -> None:
-    """One object, and two trees: the task that entered the first has ended."""
-    other, link = tmp_path / "other", tmp_path / "link"
-    other.mkdir()
-    link.symlink_to("tree")
-    lock = source_tree_lock(link)
-
-    async def wheels() -> AsyncGenerator[int, None]:
-        async with lock:
-            yield 1
-
-    async def main() -> None:
-        generator = wheels()
-        await asyncio.create_task(generator.__anext__())
-        link.unlink()
-        link.symlink_to("other")
-        async with lock:
-            await asyncio.create_task(generator.aclose())
-            assert (is_taken(tree), is_taken(other)) == (False, True)
-            assert lock.locked()
-        assert (is_taken(tree), is_taken(other)) == (False, False)
-
-    asyncio.run(main())
-    assert not is_taken(tree)
+def test_a_timeout_names_the_tree_the_time_and_the_holder(tree: Path, no_leaks: object) -> None:
+    with held_elsewhere(tree) as child:
+        with pytest.raises(LockTimeout) as caught:
+            source_tree_lock(f"{tree}/.", timeout=0.01).__enter__()
+        error = caught.value
+        assert isinstance(error, TimeoutError)
+        assert error.tree == str(tree.resolve())
+        assert error.waited >= 0.01
+        assert error.holder is not None
+        assert error.holder.pid == child.pid
+        assert str(tree.resolve()) in str(error)
+        assert str(child.pid) in str(error)
 
 
-def test_an_async_generator_that_is_left_to_the_loop_is_released_with_it(
-    tree: Path, no_leaks: object
-) -> None:
-    async def main() -> None:
-        async def wheels() -> AsyncIterator[int]:
-            async with source_tree_lock(tree):
-                yield 1
-
-        generator = wheels()
-        kept.append(generator)
-        assert await generator.__anext__() == 1
-        assert is_taken(tree)
-
-    kept: list[object] = []
-    asyncio.run(main())
-    assert not is_taken(tree)
+@each_copy
+def test_errors_can_be_sent_to_another_process(copied: Callable[[Any], Any]) -> None:
+    holder = Holder(17, "build", "here", 1.5)
+    timeout = copied(LockTimeout("waited", tree="/tree", waited=2.5, holder=holder))
+    assert type(timeout) is LockTimeout
+    assert str(timeout) == "waited"
+    assert (timeout.tree, timeout.waited, timeout.holder) == ("/tree", 2.5, holder)
+    unavailable = copied(LockUnavailable(errno.EROFS, "read-only; name another", "/lock/file"))
+    assert isinstance(unavailable, OSError)
+    assert (unavailable.errno, unavailable.filename) == (errno.EROFS, "/lock/file")
+    assert "read-only; name another" in str(unavailable)
+    assert isinstance(timeout, SourceTreeLockError)
+    assert isinstance(unavailable, library.SourceTreeLockError)
