@@ -1,4 +1,4 @@
-"""Waiting: in the kernel's queue, for one lock after the other, and ended by Ctrl-C."""
+"""Waiting: in the kernel's queue, for one lock after the other, and ended at once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from in_line import line_of, lock_file_of
+from in_line import has_queue, lock_file
 from support import (
     LIMIT,
     Child,
@@ -21,24 +20,21 @@ from support import (
     wait_until,
     wait_until_asleep,
     wait_until_blocked,
+    waiters,
 )
 from ways import WAITS, script
 
-from source_tree_lock import (
-    LockTimeout,
-    source_tree_lock,
-)
+from source_tree_lock import LockTimeout, source_tree_lock
 
+__all__ = ["lock_file"]  # a fixture
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+#: What the holder has: with another temporary directory, it is the tree alone.
+blocked_by = pytest.mark.parametrize("blocked_by", ["lock file", "tree"])
 
 
-@pytest.fixture
-def lock_file(tree: Path) -> Iterator[Path]:
-    yield from lock_file_of(tree)
-
-
-# A free tree
+def environ_of_holder(blocked_by: str, tmp_path: Path) -> dict[str, str]:
+    return {"TMPDIR": str(tmp_path)} if blocked_by == "tree" else {}
 
 
 @pytest.mark.parametrize("timeout", [None, 60])
@@ -57,17 +53,12 @@ def test_a_free_tree_costs_no_thread_no_sleep_and_no_log(
         async with source_tree_lock(tree, timeout=timeout, on_wait=never):
             pass
 
-    with source_tree_lock(tree):
-        pass  # what portalocker imports the first time, such as redis, makes classes of threads
     monkeypatch.setattr(time, "sleep", never)
     monkeypatch.setattr(threading, "Thread", never)
     with source_tree_lock(tree, timeout=timeout, on_wait=never):
         pass
     asyncio.run(main())
     assert [record for record in caplog.records if record.name == "source_tree_lock"] == []
-
-
-# In the kernel's queue
 
 
 def voluntary_switches(pid: int) -> int:
@@ -81,29 +72,34 @@ def voluntary_switches(pid: int) -> int:
 
 
 @linux_only
+@blocked_by
 @pytest.mark.parametrize("wait", WAITS)
-def test_a_wait_for_the_lock_file_sleeps_in_the_kernel_until_it_is_granted(
-    wait: str, tree: Path
+def test_a_wait_sleeps_in_the_kernels_queue_until_it_is_granted(
+    wait: str, blocked_by: str, tree: Path, tmp_path: Path, lock_file: Path
 ) -> None:
-    with held_elsewhere(tree) as holder, Child(script(wait), tree) as waiter:
+    environ = environ_of_holder(blocked_by, tmp_path)
+    with held_elsewhere(tree, environ=environ) as holder, Child(script(wait), tree) as waiter:
         wait_until_blocked(waiter.pid)
+        assert waiters(tree if blocked_by == "tree" else lock_file) == [waiter.pid]
+        assert is_free(lock_file) is False
         # The thread that waits for another one may be about to fall asleep still.
         time.sleep(0.1)
-        before = voluntary_switches(waiter.pid)
+        started, before = time.monotonic(), voluntary_switches(waiter.pid)
         assert before > 0
-        assert waiter.is_silent(0.3)
-        assert voluntary_switches(waiter.pid) == before, "it woke up, and so it polls"
+        assert waiter.is_silent(0.4)
+        # It looks once a second; who asks again and again does so every 50 ms.
+        woken = voluntary_switches(waiter.pid) - before
+        assert woken <= 3 * (time.monotonic() - started + 1)
         holder.say()
         waiter.expect("held")
+        assert not is_free(tree)
 
-
-# Ctrl-C
 
 #: A child that is interrupted during its wait, tells so, and lives on.
 INTERRUPTED = """
 # Python 3.15 loses a Ctrl-C that comes in the midst of an import ("Exception ignored").
 import json
-from source_tree_lock import _handover, _waiting
+from source_tree_lock import _deadlocks, _handover, _wait
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def wait():
     try:
@@ -112,52 +108,34 @@ def wait():
         tell("interrupted")
 wait()
 heard()
-leads = [os.path.realpath(f"/proc/self/fd/{{each}}") for each in os.listdir("/proc/self/fd")]
-tell("left", *[each for each in leads if each == os.path.realpath(tree)])
+def is_open(path):  # its thread may be about to close what it was granted for nobody
+    return path in [os.path.realpath(f"/proc/self/fd/{{each}}") for each in os.listdir("/proc/self/fd")]
+while is_open(os.path.realpath(tree)):
+    time.sleep(0.001)
+tell("left nothing open")
 heard()
 """
 
 
 @linux_only
+@blocked_by
 @pytest.mark.parametrize("wait", WAITS)
-def test_ctrl_c_ends_a_wait_for_the_lock_file_at_once_and_leaves_nothing_locked(
-    wait: str, tree: Path, lock_file: Path
+def test_ctrl_c_ends_a_wait_at_once_and_leaves_nothing_locked(
+    wait: str, blocked_by: str, tree: Path, tmp_path: Path, lock_file: Path
 ) -> None:
+    environ = environ_of_holder(blocked_by, tmp_path)
     work = script(wait, INTERRUPTED)
-    with held_elsewhere(tree) as holder, Child(work, tree) as waiter:
+    with held_elsewhere(tree, environ=environ) as holder, Child(work, tree) as waiter:
         wait_until_asleep(waiter.pid)
         waiter.process.send_signal(signal.SIGINT)
         waiter.expect("interrupted")
-        assert not is_free(lock_file), "the holder was not needed"
+        assert holder.is_silent(0), "the holder was not needed"
+        assert is_free(lock_file) is (blocked_by == "tree")
         holder.say()
         holder.expect("released")
-        wait_until(lambda: is_free(lock_file))
-        assert is_free(tree)
+        wait_until(lambda: is_free(lock_file) and is_free(tree))
         waiter.say()
-        waiter.expect("left")
-
-
-@linux_only
-@pytest.mark.parametrize("wait", WAITS)
-def test_ctrl_c_ends_a_wait_for_the_tree_at_once_and_leaves_nothing_locked(
-    wait: str, tree: Path, tmp_path: Path, lock_file: Path
-) -> None:
-    elsewhere = {"TMPDIR": str(tmp_path)}
-    work = script(wait, INTERRUPTED)
-    with held_elsewhere(tree, environ=elsewhere) as holder, Child(work, tree) as waiter:
-        wait_until(lambda: lock_file.exists() and not is_free(lock_file))
-        waiter.process.send_signal(signal.SIGINT)
-        waiter.expect("interrupted")
-        assert is_free(lock_file)
-        assert not is_free(tree), "the holder was not needed"
-        holder.say()
-        holder.expect("released")
-        assert is_free(tree)
-        waiter.say()
-        waiter.expect("left")
-
-
-# The second lock
+        waiter.expect("left nothing open")
 
 
 def test_giving_up_the_wait_for_the_tree_releases_the_lock_file_at_once(
@@ -165,59 +143,68 @@ def test_giving_up_the_wait_for_the_tree_releases_the_lock_file_at_once(
 ) -> None:
     async def main() -> None:
         with pytest.raises(LockTimeout):
-            await source_tree_lock(tree, timeout=0.01).__aenter__()
+            await source_tree_lock(tree, timeout=0.1).__aenter__()
 
     with held_elsewhere(tree, environ={"TMPDIR": str(tmp_path)}):
-        assert not source_tree_lock(tree).acquire(timeout=0.01)
+        assert not source_tree_lock(tree).acquire(timeout=0.1)
         assert is_free(lock_file)
         asyncio.run(main())
         assert is_free(lock_file)
-        assert line_of(lock_file) is None
-
-
-@pytest.mark.parametrize("wait", WAITS)
-def test_a_wait_for_the_tree_ends_with_its_holder(wait: str, tree: Path, tmp_path: Path) -> None:
-    elsewhere = {"TMPDIR": str(tmp_path)}
-    lock_file = source_tree_lock(tree).lock_file
-    holding = held_elsewhere(tree, environ=elsewhere)
-    with holding as holder, Child(script(wait), tree) as waiter:
-        wait_until(lambda: lock_file.exists() and not is_free(lock_file))
-        assert waiter.is_silent(0.1)
-        holder.say()
-        waiter.expect("held")
-        assert not is_free(tree)
+        assert not has_queue(lock_file)
 
 
 @linux_only
-@pytest.mark.parametrize("timeout", [None, LIMIT], ids=["for ever", "in time"])
-def test_a_symlink_that_is_turned_to_another_tree_during_a_wait_is_followed_there(
-    timeout: float | None, tree: Path, tmp_path: Path, no_leaks: object
+@blocked_by
+@pytest.mark.parametrize("turned", [False, True], ids=["kept", "turned"])
+def test_a_symlink_is_followed_to_where_it_leads_when_the_wait_is_over(
+    turned: bool, blocked_by: str, tree: Path, tmp_path: Path, no_leaks: object
 ) -> None:
     link, other = tmp_path / "link", tmp_path / "other"
     other.mkdir()
     link.symlink_to(tree)
-    waiting, entered, leave = threading.Event(), threading.Event(), threading.Event()
-    lock = source_tree_lock(link, timeout=timeout, on_wait=lambda _: waiting.set())
+    entered, leave = threading.Event(), threading.Event()
 
     def enter() -> None:
-        with lock:
+        with source_tree_lock(link):
             entered.set()
             assert leave.wait(LIMIT)
 
     thread = threading.Thread(target=enter)
-    with held_elsewhere(tree) as child:
+    with held_elsewhere(tree, environ=environ_of_holder(blocked_by, tmp_path)) as holder:
         thread.start()
-        assert waiting.wait(LIMIT)
         wait_until_blocked(os.getpid())
-        link.unlink()
-        link.symlink_to(other)
-        child.say()
-        child.expect("released")
+        if turned:
+            link.unlink()
+            link.symlink_to(other)
+        holder.say()
+        holder.expect("released")
     try:
         assert entered.wait(LIMIT)
-        assert not is_free(other)
-        assert is_free(tree)
-        assert is_free(source_tree_lock(tree).lock_file)
+        held, free = (other, tree) if turned else (tree, other)
+        assert not is_free(held)
+        assert is_free(free)
+        assert is_free(source_tree_lock(free).lock_file)
     finally:
         leave.set()
         thread.join(LIMIT)
+
+
+@linux_only
+def test_a_tree_that_is_removed_while_it_is_waited_for_is_told_as_such(
+    tree: Path, tmp_path: Path, no_leaks: object
+) -> None:
+    caught: list[BaseException] = []
+
+    def enter() -> None:
+        with pytest.raises(FileNotFoundError, match="no such source tree") as error:
+            source_tree_lock(tree).acquire()
+        caught.append(error.value)
+
+    thread = threading.Thread(target=enter)
+    with held_elsewhere(tree, environ={"TMPDIR": str(tmp_path)}) as holder:
+        thread.start()
+        wait_until_blocked(os.getpid())
+        tree.rmdir()
+        holder.say()
+        thread.join(LIMIT)
+    assert caught

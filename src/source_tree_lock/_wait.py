@@ -21,7 +21,7 @@ from ._kernel_lock import KernelLock
 from ._paths import is_smb, open_lock_file
 from ._proc import find_holder
 from ._queue import Turn, join
-from ._system import DIRECTORY, HAS_QUEUE
+from ._system import DIRECTORY, HAS_QUEUE, SAFE
 from .errors import NoLockFile
 
 if TYPE_CHECKING:
@@ -126,7 +126,9 @@ class Waiting:
                 yield turn, self._seconds(_LONGEST_PAUSE)
                 if not turn.is_over() and self._do_what_is_due():
                     return
-            with suppress(NoLockFile):  # the directory is gone: the tree alone may serve
+            # The lock directory is gone, and the tree alone may serve; or the tree is gone, and the
+            # next attempt says so, unless the path leads to another one by now.
+            with suppress(NoLockFile, FileNotFoundError, NotADirectoryError):
                 self._entry.adopt(turn.take())
         finally:
             turn.leave()
@@ -154,11 +156,12 @@ class Waiting:
             import asyncio  # loaded: a task runs
 
             loop = asyncio.get_running_loop()
-        if lock is entry.file:
-            open_lock: Callable[[], KernelLock] = partial(open_lock_file, place)
-        else:
-            open_lock = partial(KernelLock, lock.path, DIRECTORY or 0)
-        turn = join(lock.path, open_lock, loop)
+        path = place.path
+        open_lock: Callable[[], KernelLock] = partial(open_lock_file, place)
+        if lock is not entry.file:
+            path = entry.tree_path  # not as it was given: that may be a symbolic link, or relative
+            open_lock = partial(KernelLock, path, SAFE | (DIRECTORY or 0))
+        turn = join(path, open_lock, loop)
         if turn is not None:
             entry.release_blocked()  # a thousand waiters cost no descriptors
         return turn
