@@ -88,9 +88,9 @@ def complaint(ended: subprocess.CompletedProcess[bytes]) -> str:
 class Running(subprocess.Popen[bytes]):
     """The command, whose standard streams are pipes as far as a test uses them."""
 
-    stdin: IO[bytes]  # type: ignore[assignment]
-    stdout: IO[bytes]  # type: ignore[assignment]
-    stderr: IO[bytes]  # type: ignore[assignment]
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
 
 
 @contextmanager
@@ -129,16 +129,13 @@ def both_free(tree: Path) -> bool:
     return is_free(source_tree_lock(tree).lock_file) and is_free(tree)
 
 
-#: Makes a terminal its own, as the leader of a session, and becomes a command. Arguments: the
-#: terminal, the command.
+#: Makes a terminal its own and becomes a command. Arguments: the terminal, the command.
 ON_TERMINAL = """
 import fcntl, os, sys, termios
 terminal = os.open(sys.argv[1], os.O_RDWR)
 fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 for each in range(3):
     os.dup2(terminal, each)
-if terminal > 2:
-    os.close(terminal)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
@@ -161,8 +158,10 @@ while True:
 os.tcsetpgrp(0, os.getpgrp())
 print("status", os.waitstatus_to_exitcode(status), flush=True)
 """
-
 LEADERS = {"leads the session": [], "a shell's job": [sys.executable, "-c", SHELL]}
+
+
+_TEXT = r"\r\x1b\[\?7l([^\r\n\x1b]*)\x1b\[K\x1b\[\?7h"
 
 
 class Terminal:
@@ -214,28 +213,13 @@ class Terminal:
         self.shown = self.shown.removesuffix("[end]")
         return status
 
-    def frames(self) -> list[list[str]]:
-        """What the screen has shown after each change: its rows, without blanks at the end."""
-        rows, column, frames = [""], 0, list[list[str]]()
-        for part in re.findall(r"\x1b\[\??\d*\w|[\r\n]|[^\x1b\r\n]+", self.shown):
-            if part == "\r":
-                column = 0
-            elif part == "\n":
-                rows.append("")
-            elif part == "\x1b[K":
-                rows[-1] = rows[-1][:column]
-            elif part.startswith("\x1b"):
-                assert part in ("\x1b[?7l", "\x1b[?7h"), part
-                continue
-            else:
-                rows[-1] = rows[-1][:column].ljust(column) + part + rows[-1][column + len(part) :]
-                column += len(part)
-            frames.append([row.rstrip() for row in rows])
-        return frames
+    def texts(self) -> list[str]:
+        """The texts that were shown in one row, one in the place of another."""
+        return re.findall(_TEXT, self.shown)
 
-    def screen(self) -> list[str]:
-        """What the screen shows now, without empty rows at its end."""
-        return "\n".join(self.frames()[-1] if self.shown else []).rstrip("\n").split("\n")
+    def left(self) -> str:
+        """What is left when the texts have been taken back, with the keys that were shown there."""
+        return re.sub(rf"(?:{_TEXT})+(?:\^C)?\r\x1b\[K", "", self.shown).replace("\r\n", "\n")
 
     def hang_up(self) -> None:
         os.close(self._theirs)

@@ -83,7 +83,9 @@ def test_a_stopped_holder_is_continued_and_not_killed(tree: Path) -> None:
         wait_until(lambda: json.loads(run("status", "--json", tree).stdout)["holder"]["stopped"])
         told = run("status", tree).stdout.decode()
         assert " (stopped)\n" in told
-        advice = rf"It is stopped\. Let it go on: fg in its terminal, or (kill -CONT -{process.pid})\n"
+        advice = (
+            rf"It is stopped\. Let it go on: fg in its terminal, or (kill -CONT -{process.pid})\n"
+        )
         found = re.search(advice, told)
         assert found is not None, told
         assert "kill " not in told.replace("kill -CONT", "")
@@ -120,9 +122,9 @@ def test_the_advice_can_be_followed_by_the_user_who_asks(
     assert f"(pid {pid}, user {'nobody' if holder else 'root'})" in told, ended
     expected = {
         (False, False): f"Wait until it is done, or ask root to end pid {pid}.",
-        (False, True): f"It is stopped. Ask root to let it go on: fg in its terminal, or kill",
+        (False, True): "It is stopped. Ask root to let it go on: fg in its terminal, or kill",
         (True, False): f"end pid {pid} (kill {pid}), or wait until it is done.",
-        (True, True): f"It is stopped. Let it go on: fg in its terminal, or kill",
+        (True, True): "It is stopped. Let it go on: fg in its terminal, or kill",
     }
     assert expected[not reader, is_stopped] in told
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
-from support import LIMIT, held_elsewhere, is_free, wait_until, wait_until_blocked
+from support import LIMIT, Child, held_elsewhere, is_free, wait_until, wait_until_blocked
 
 from source_tree_lock import source_tree_lock
 
@@ -27,6 +28,10 @@ from .driver import (
 )
 
 either_way = pytest.mark.parametrize("leader", LEADERS.values(), ids=LEADERS)
+
+
+def status_of(terminal: Terminal, leader: list[str]) -> int:
+    return int(terminal.until(r"status (\d+)")[1]) if leader else terminal.process.wait(LIMIT)
 
 
 @either_way
@@ -52,10 +57,7 @@ def test_ctrl_c_at_the_terminal_reaches_the_command_exactly_once(
         assert noted(log) == ["SIGINT", "SIGTERM", "SIGQUIT", "SIGTERM"]
         assert not is_free(source_tree_lock(tree).lock_file)
         os.kill(pid, signal.SIGUSR1)
-        if leader:
-            assert terminal.until(r"status (\d+)")[1] == "5"
-        else:
-            assert terminal.process.wait(LIMIT) == 5
+        assert status_of(terminal, leader) == 5
 
 
 @either_way
@@ -69,10 +71,7 @@ def test_the_terminal_is_the_commands_and_ctrl_c_ends_it(leader: list[str], tree
             terminal.type("\x1a")  # Ctrl-Z: the shell continues the job
             terminal.until("stopped")
         terminal.type("\x03")
-        if leader:
-            assert terminal.until(r"status (\d+)")[1] == "130"
-        else:
-            assert terminal.process.wait(LIMIT) == 130
+        assert status_of(terminal, leader) == 130
         assert "Traceback" not in terminal.shown
     assert both_free(tree)
 
@@ -104,36 +103,32 @@ def deep_tree(tmp_path: Path) -> Path:
     return tree
 
 
-ENDINGS = {"granted": None, "Ctrl-C": "\x03", "SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP}
+@contextmanager
+def waiting(
+    tree: Path, *options: object, columns: int = 300, environ: Mapping[str, str] | None = None
+) -> Iterator[tuple[Child, Terminal]]:
+    """`run` in a terminal, for a tree that another process holds."""
+    command = [*COMMAND, "run", *options, tree, "--", "echo", "inside"]
+    with (
+        held_elsewhere(tree) as child,
+        Terminal(*command, columns=columns, environ=environ) as terminal,
+    ):
+        yield child, terminal
 
 
 @pytest.mark.parametrize("columns", [50, 80, 250])
-@pytest.mark.parametrize("ending", ENDINGS)
 def test_a_wait_is_one_text_that_ticks_each_second_and_leaves_nothing_behind(
-    ending: str, columns: int, deep_tree: Path, long_run: bool
+    columns: int, deep_tree: Path
 ) -> None:
-    if ending != "granted" and columns != 80 and not long_run:
-        pytest.skip("needs --long")
-    how, ticks = ENDINGS[ending], 3 if ending == "granted" else 1
-    command = [*COMMAND, "run", deep_tree, "--", "echo", "inside"]
-    with held_elsewhere(deep_tree) as child, Terminal(*command, columns=columns) as terminal:
-        terminal.until(rf"(?s)(?:waiting \d+ s for .*){{{ticks}}}")
-        if how is None:
-            child.say()
-        elif isinstance(how, str):
-            terminal.type(how)
-        else:
-            terminal.process.send_signal(how)
-        expected = {"granted": 0, "Ctrl-C": 130, "SIGTERM": 143, "SIGHUP": 129}
-        assert terminal.end() == expected[ending]
-    assert terminal.screen() == (["inside"] if how is None else [""])
-    if how is not None:
-        return  # a terminal shows the key, ^C
-    told = [row for row in dict.fromkeys(f[0] for f in terminal.frames()) if "waiting" in row]
-    assert len(told) >= ticks
+    with waiting(deep_tree, columns=columns) as (child, terminal):
+        terminal.until(r"(?s)(?:waiting \d+ s for .*){3}")
+        child.say()
+        assert terminal.end() == 0
+    assert terminal.left() == "inside\n"
+    assert len(terminal.texts()) >= 3
     prefix = "source-tree-lock: " if columns >= 80 else ""
     last = -1
-    for text in told:
+    for text in terminal.texts():
         pattern = rf"{prefix}waiting (?:(\d+) s )?for \S+ \(pid {child.pid}\) to leave (…?)(.*)"
         found = re.fullmatch(pattern, text)
         assert found is not None, text
@@ -145,30 +140,38 @@ def test_a_wait_is_one_text_that_ticks_each_second_and_leaves_nothing_behind(
         assert (path == str(deep_tree)) == (not is_shortened) == (len(text) < columns - 1)
 
 
+@pytest.mark.parametrize(
+    ("ending", "status"), [("\x03", 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_wait_that_is_ended_leaves_nothing_behind(
+    ending: str | signal.Signals, status: int, tree: Path
+) -> None:
+    with waiting(tree) as (_, terminal):
+        terminal.until("waiting")
+        if isinstance(ending, str):
+            terminal.type(ending)
+        else:
+            terminal.process.send_signal(ending)
+        assert (terminal.end(), terminal.left()) == (status, "")
+
+
 def test_a_wait_whose_time_is_up_leaves_one_message_behind(tree: Path) -> None:
-    command = [*COMMAND, "run", "--timeout", "1.2", tree, "--", "echo", "inside"]
-    with held_elsewhere(tree) as child, Terminal(*command, columns=300) as terminal:
+    with waiting(tree, "--timeout", "1.2") as (child, terminal):
         assert terminal.end() == 75
-        (text,) = terminal.screen()
-    assert text.startswith("source-tree-lock: ")
-    assert f"(pid {child.pid})" in text
+    pattern = rf"source-tree-lock: waited 1.\d s for .*\(pid {child.pid}\).*\n"
+    assert re.fullmatch(pattern, terminal.left())
 
 
 def test_a_terminal_that_gets_narrower_gets_a_shorter_text(deep_tree: Path) -> None:
-    command = [*COMMAND, "run", deep_tree, "--", "echo", "inside"]
     environ = {"PYTHONIOENCODING": "ascii"}  # which has no "…"
     columns = len(str(deep_tree)) + 100
-    with (
-        held_elsewhere(deep_tree),
-        Terminal(*command, columns=columns, environ=environ) as terminal,
-    ):
+    with waiting(deep_tree, columns=columns, environ=environ) as (_, terminal):
         terminal.until(re.escape(str(deep_tree)))
         terminal.resize(50)
-        terminal.until(r"leave \?")
-        assert len(terminal.frames()[-1][0]) == 49
+        terminal.until(r"leave \?.*\x1b")
+        assert len(terminal.texts()[-1]) == 49
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize("where", ["dumb", "background"])
 def test_where_no_text_can_be_taken_back_a_wait_is_said_as_in_a_log(where: str, tree: Path) -> None:
     script = f"set -m; {' '.join(COMMAND)} run '{tree}' -- echo inside"
@@ -188,7 +191,8 @@ def test_where_no_text_can_be_taken_back_a_wait_is_said_as_in_a_log(where: str, 
 
 
 @linux_only
-def test_a_warning_of_the_library_stands_above_the_text(tree: Path) -> None:
+@pytest.mark.parametrize("option", [[], ["--quiet"]], ids=["telling", "quiet"])
+def test_a_warning_of_the_library_stands_above_the_text(option: list[str], tree: Path) -> None:
     nest = """
         import signal, subprocess
         from source_tree_lock import source_tree_lock
@@ -197,19 +201,17 @@ def test_a_warning_of_the_library_stands_above_the_text(tree: Path) -> None:
             signal.signal(signal.SIGTERM, lambda *_: process.terminate())
             sys.exit(process.wait())
     """
-    command = python(nest, tree, *COMMAND, "run", tree, "--", "true")
+    command = python(nest, tree, *COMMAND, "run", *option, tree, "--", "true")
     with Terminal(*command, columns=800) as terminal:
-        terminal.until("(?s)environ.*waiting 2 s")
-        assert len(terminal.screen()) == 2
+        terminal.until("environ" if option else "(?s)environ.*waiting 2 s")
         terminal.process.terminate()
         assert terminal.end() == 143
-        [warning] = terminal.screen()
-    assert warning.startswith("source-tree-lock: ")
+    assert re.fullmatch("source-tree-lock: [^\n]* environ[^\n]*\n", terminal.left())
+    assert bool(terminal.texts()) == (not option)
 
 
 def test_quiet_says_nothing_of_a_wait(tree: Path) -> None:
-    command = [*COMMAND, "run", "--quiet", tree, "--", "echo", "inside"]
-    with held_elsewhere(tree) as child, Terminal(*command) as terminal:
+    with waiting(tree, "--quiet") as (child, terminal):
         wait_until_blocked(terminal.process.pid)
         child.say()
         assert terminal.end() == 0

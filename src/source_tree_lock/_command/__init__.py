@@ -20,16 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, NoReturn
 
-_DESCRIPTION = """\
-Let one process at a time work in a source tree, so that concurrent setuptools builds do not break
-each other. The lock is the one that uv takes."""
+_DESCRIPTION = "Let one process at a time build in a source tree. It is the lock that uv takes."
 _RUN = """\
 Run COMMAND while no other process builds in TREE. It runs in the current directory, not in TREE.
 Shell syntax (cd, &&, *) needs a shell: source-tree-lock run . -- sh -c 'cd src && make'
 
 Builds that COMMAND starts do not wait for this program, and take turns among themselves. uv cannot
-be let in: where it builds TREE below COMMAND, it waits for this program, unless the build-backend
-of TREE is source_tree_lock.build_meta.
+be let in: it waits for this program, unless the build-backend is source_tree_lock.build_meta.
 
 While it waits, stderr says which process holds TREE. Ctrl-C ends the wait."""
 _RUN_END = """\
@@ -45,11 +42,8 @@ exit status: that of COMMAND, or
  127  COMMAND was not found
  130  Ctrl-C ended the wait (143: SIGTERM did)
  128 + n  signal n ended COMMAND"""
-_STATUS = """\
-Say whether TREE is free or held, by which process and since when, which processes wait, and what
-can be done."""
-_STATUS_END = """\
-exit status: 0 free, 1 held, 2 bad usage, or no such tree or lock directory, 69 cannot tell"""
+_STATUS = "Say whether TREE is free or held, by which process, and which processes wait."
+_STATUS_END = "exit status: 0 free, 1 held, 2 bad usage or no such tree, 69 cannot tell"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -78,9 +78,9 @@ class WaitOutput(logging.Handler):
             text = prefix + wait.fit(columns - len(prefix) - 1)
             text = text.encode(sys.stderr.encoding, "replace").decode(sys.stderr.encoding)
             if text != self._text:
+                self._text = text  # first: a signal that comes now ends the wait
                 # Wrapping is off meanwhile: terminals differ in how wide they draw a character.
                 _write(f"\r\033[?7l{text}\033[K\033[?7h")
-                self._text = text
         elif wait.waited >= self._due:
             say(str(wait))
             self._due = max(10.0, 2 * wait.waited)

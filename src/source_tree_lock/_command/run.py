@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
     from types import FrameType
-    from typing import NoReturn
 
 #: Words that have uv build a project.
 _UV_BUILDS = frozenset("add build compile export install lock remove run sync tree".split())
+_UV_WAITS = """\
+warning: uv takes this lock by itself. If it builds TREE now, it waits for the process that started
+it, and after UV_LOCK_TIMEOUT builds without the lock. Run uv without source-tree-lock."""
 
 
 def run(options: Namespace) -> int:
@@ -46,15 +48,12 @@ def run(options: Namespace) -> int:
         **limit,
     )
     sys.argv[:1] = options.command[:1]  # the holder is called by the name of the command
-    _handle(_end_wait, "SIGTERM", "SIGHUP")  # as Ctrl-C does
+    # These end the wait, as Ctrl-C does.
+    _handle(lambda number, _: sys.exit(SIGNALLED + number), "SIGTERM", "SIGHUP")
     try:
         with lock:
             if options.lock_dir is None and _is_uv_that_waits(options.command, options.tree):
-                say(
-                    "warning: uv takes this lock by itself. If it builds TREE, it waits for the "
-                    "process that started it, and after UV_LOCK_TIMEOUT builds unlocked: run it "
-                    "without source-tree-lock"
-                )
+                say(_UV_WAITS)
             for descriptor in lock.pass_fds:
                 os.set_inheritable(descriptor, True)
             return _run(options.command, {**os.environ, **lock.environ})
@@ -82,7 +81,7 @@ def _run(command: list[str], environ: dict[str, str]) -> int:
         with suppress(PermissionError):  # it runs as another user, as with sudo
             process.send_signal(number)
 
-    _handle(lambda *_: None, "SIGINT", "SIGQUIT", "SIGBREAK")
+    _handle(lambda _number, _frame: None, "SIGINT", "SIGQUIT", "SIGBREAK")
     _handle(pass_on, "SIGTERM", "SIGHUP")
     if hasattr(signal, "SIGCHLD"):
         # Where it is ignored, waitpid(2) cannot report the status of a child.
@@ -107,10 +106,6 @@ def _handle(handler: Callable[[int, FrameType | None], None], *names: str) -> No
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
-
-
-def _end_wait(number: int, _: FrameType | None) -> NoReturn:
-    raise SystemExit(SIGNALLED + number)
 
 
 def _is_uv_that_waits(command: list[str], tree: str) -> bool:
