@@ -75,14 +75,15 @@ class Outer(NamedTuple):
         tree = self.tree if self.level == 0 and self.has_tree else None
         named = kernel_holders(None if file is None else identity_at(file), tree)
         record = read_record(file) if file is not None and self.token else None
-        if record is None:
+        if file is None or record is None:
             return self.pid in named
-        return record.token == self.token and (named[0] == self.pid or _is_held_unseen(file, named))
-
-
-def _is_held_unseen(file: str | None, named: list[int | None]) -> bool:
-    """Whether a lock file is held by a process that the kernel does not name to this one."""
-    return file is not None and named[0] is None and is_held(file)
+        if record.token != self.token:
+            return False
+        if named[0] is not None:
+            return named[0] == self.pid
+        # The record of a process that has died says nothing: uv, which writes none, may have the
+        # lock by now.
+        return not record.is_stale() and is_held(file)
 
 
 def find_outer(tree: Identity, place: Place) -> Outer | None:

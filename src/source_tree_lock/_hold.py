@@ -184,7 +184,7 @@ def environ_of(owner: Owner) -> dict[str, str]:
     import json  # imported only to hand over: it takes longer than an entry
 
     entries = {}
-    with suppress(ValueError, TypeError, LookupError):
+    with suppress(ValueError, TypeError, LookupError, RecursionError):
         entries = {str(each["tree"]): each for each in json.loads(os.environ[HELD_VARIABLE])}
     for hold in all_holds():
         if owner.may_act_for(hold.owner):
