@@ -17,9 +17,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from measure import progress
+from common import Section, progress
 from sample import Content, make_tree, wheel_content
 
 COLUMNS = ["", "failed", "wrong wheel", "right", "wall time"]
@@ -94,28 +93,22 @@ def build_rounds(label: str, builds: int, rounds: int, *, locked: bool, group: i
     return tally
 
 
-def run(*, quick: bool) -> Any:
-    """The same for the README, and how long as many builds take in a row."""
-    from plots import GREEN, GREY, RED, bars
-    from report import Section
-
+def run(*, quick: bool) -> Section:
+    """The same for the README, and how long as many builds take one after the other."""
     builds, rounds = (4, 1) if quick else (10, 3)
-    without = build_rounds("without the lock", builds, rounds, locked=False)
-    locked = build_rounds("with the lock", builds, rounds, locked=True)
-    in_a_row = build_rounds("in a row, without", builds, rounds, locked=False, group=1)
+    tallies = [
+        build_rounds("without the lock", builds, rounds, locked=False),
+        build_rounds("with the lock", builds, rounds, locked=True),
+        build_rounds("one by one, without", builds, rounds, locked=False, group=1),
+    ]
     section = Section()
     times = f"{rounds} times {builds} builds of one source tree"
     frontend = f"pypa/build {version('build')} with setuptools {version('setuptools')}"
-    rows = [each.row() for each in (without, locked, in_a_row)]
-    section.table(f"{times}, {frontend}:", COLUMNS, rows)
-    bar = {each.label: [each.failed, each.wrong, each.right] for each in (without, locked)}
-    parts = {"failed": GREY, "succeeded, wrong wheel": RED, "right wheel": GREEN}
-    picture = bars(f"{times} at once", f"builds by {frontend}", bar, parts)
-    section.picture("concurrent-builds.svg", picture)
-    bad, share = locked.failed + locked.wrong, locked.seconds / in_a_row.seconds
-    section.goal("builds at once: failed or wrong", bad, 0, "this is what the lock is for")
-    reason = "who starts builds at once is done no later than who starts them one by one"
-    section.goal("builds at once, ÷ in a row without the lock", share, 1, reason)
+    section.table(f"{times} at once, {frontend}:", COLUMNS, [each.row() for each in tallies])
+    counts = {each.label: [each.failed, each.wrong, each.right] for each in tallies[:2]}
+    section.numbers |= {"counts": counts, "times": times, "frontend": frontend}
+    bad = tallies[1].failed + tallies[1].wrong
+    section.goal("builds at once with the lock: failed or wrong", bad, 0)
     return section
 
 

@@ -1,84 +1,91 @@
-"""What the lock costs a process that runs a hook: imports, the first entry, each later one."""
+"""What the library costs the process of a hook, where setuptools is loaded: import and first entry.
 
-import json
-import os
+In a fresh environment nobody has compiled the library yet, so each line that a hook imports is
+compiled by it. filelock is measured in the same state, as a yardstick.
+"""
+
+import shutil
 import subprocess
 import sys
 import tempfile
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 
-from measure import interleaved
-from peers import FASTENERS, FILELOCK, OURS, PORTALOCKER
-from plots import BLUE, SKY, bars
-from report import Section
-from sample import HOOK_IMPORTS
+from common import Section, interleaved, number, user_environ
 
-#: Prints the milliseconds of CPU of the import, the first and a later entry.
-_SCRIPT = """
-from time import process_time as now
-{before}
-def enter():
-    with {entry}: pass
-times = [now()]
-import {module}; times.append(now())
-enter(); times.append(now())
-enter(); times.append(now())
-print([1000 * (after - before) for before, after in zip(times, times[1:])])
+#: What the script that pyproject-hooks and pip run in the process of a hook has imported.
+HOOK_IMPORTS = "import json, os, re, shutil, sys, traceback, importlib, setuptools.build_meta"
+_BACKEND, _LOCK, _FILELOCK = "a hook of our backend", "`source_tree_lock`", "`filelock.FileLock`"
+#: The hook itself does nothing, so that only what surrounds it is measured.
+BEFORE = f"""{HOOK_IMPORTS}
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None): pass
+setuptools.build_meta.build_wheel = build_wheel
 """
-_STEPS = ["import", "first entry", "later entry"]
-_BACKEND = "source_tree_lock.build_meta"
-#: The module, and an entry.
-_MODULES = {
-    # The package imports the library at the first use of a name: then, as `from … import` does.
-    OURS: ("source_tree_lock._public_names", "source_tree_lock.source_tree_lock()"),
-    _BACKEND: (_BACKEND, "source_tree_lock.source_tree_lock()"),
-    PORTALOCKER: ("portalocker", "portalocker.Lock('lock')"),
-    FILELOCK: ("filelock", "filelock.FileLock('lock')"),
-    FASTENERS: ("fasteners", "fasteners.InterProcessLock('lock')"),
+USES = {
+    _BACKEND: "import source_tree_lock.build_meta as b; b.build_wheel('.')",
+    _LOCK: "from source_tree_lock import source_tree_lock as lock\nwith lock(): pass",
+    _FILELOCK: "from filelock import FileLock\nwith FileLock('lock'): pass",
 }
-#: What the interpreter has imported before.
-_BEFORE = {"a bare interpreter": "", "a frontend": "import build", "a hook's process": HOOK_IMPORTS}
+#: Prints milliseconds of CPU, and how many modules and lines of each package were imported.
+_SCRIPT = f"""
+from time import process_time
+{BEFORE}
+sys.path.insert(0, sys.argv[1])
+before = set(sys.modules)
+started = process_time()
+exec(compile(sys.argv[2], "<use>", "exec"))
+took = 1000 * (process_time() - started)
+files = [sys.modules[name].__file__ or "" for name in set(sys.modules) - before
+         if name.startswith(("source_tree_lock", "filelock"))]
+assert all(file.startswith(sys.argv[1]) for file in files)
+print(took, len(files), sum(len(open(file).readlines()) for file in files), flush=True)
+os._exit(0)
+"""
 
 
-def _times(name: str, before: str, environ: dict[str, str]) -> list[float]:
-    module, entry = _MODULES[name]
-    script = _SCRIPT.format(before=_BEFORE[before], module=module, entry=entry)
-    with tempfile.TemporaryDirectory() as directory:
-        command = [sys.executable, "-c", script]
-        told = subprocess.run(command, cwd=directory, env=environ, capture_output=True, check=True)
-    times: list[float] = json.loads(told.stdout)
-    return times
+def copy_packages(directory: Path) -> dict[str, Path]:
+    """Copy this library and filelock twice: to be compiled once, and at each import."""
+    states = {name: directory / name for name in ("compiled", "not compiled yet")}
+    for packages in states.values():
+        for name in ("source_tree_lock", "filelock"):
+            (source,) = find_spec(name).submodule_search_locations  # type: ignore[union-attr]
+            shutil.copytree(source, packages / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return states
+
+
+def _run(packages: Path, use: str, environ: dict[str, str]) -> list[float]:
+    with tempfile.TemporaryDirectory() as tree:
+        command = [sys.executable, "-c", _SCRIPT, str(packages), USES[use]]
+        done = subprocess.run(command, cwd=tree, env=environ, capture_output=True, check=True)
+    return [float(each) for each in done.stdout.split()]
 
 
 def run(*, quick: bool) -> Section:
-    section = Section()
     with tempfile.TemporaryDirectory() as directory:
-        # Compiled code for all of them, whatever their installers left behind.
-        environ = {**os.environ, "PYTHONPYCACHEPREFIX": directory, "PYTHONDONTWRITEBYTECODE": ""}
+        states = copy_packages(Path(directory))
+        environ = user_environ(PYTHONPYCACHEPREFIX=f"{directory}/cache")
+        for use in USES:
+            _run(states["compiled"], use, environ)  # compiles that, and all other modules
+        environ["PYTHONDONTWRITEBYTECODE"] = "1"
         cases = {
-            (name, before): partial(_times, name, before, environ)
-            for name in _MODULES
-            for before in _BEFORE
+            (use, state): partial(_run, packages, use, environ)
+            for use in USES
+            for state, packages in states.items()
         }
-        for case in cases.values():
-            case()
-        found = interleaved("hook's process", cases, 2 if quick else 15)
-
-    def steps(name: str, before: str) -> list[float]:
-        return [median(each[at] for each in found[name, before]) for at in range(3)]
-
-    for before in _BEFORE:
-        rows = [[name, *(f"{ms:.2f}" for ms in steps(name, before))] for name in _MODULES]
-        section.table(f"In {before}, CPU, ms:", ["", *_STEPS], rows)
-    bare = {name: steps(name, "a bare interpreter")[:2] for name in _MODULES if name != _BACKEND}
-    goal = (f"import, 0.12 of {FILELOCK}'s", 0.12 * bare[FILELOCK][0])
-    title, parts = "First use, in a bare interpreter", {"import": BLUE, "first entry": SKY}
-    axis = "ms of CPU (lower is better)"
-    section.picture("import-time.svg", bars(title, axis, bare, parts, goal))
-    cost = sum(steps(_BACKEND, "a hook's process")[:2])
-    reason = "a build runs two to four hooks, and may take half a second"
-    section.goal("a hook's process: CPU of import and first entry", cost, 2.5, reason, "ms")
-    reason = "who imports a frontend may not want to build"
-    section.goal(f"import, ÷ `{FILELOCK}`'s", bare[OURS][0] / bare[FILELOCK][0], 0.12, reason)
+        found = interleaved("hook's process", cases, 3 if quick else 15)
+    medians = {case: [median(each) for each in zip(*found[case], strict=True)] for case in cases}
+    section = Section()
+    rows = []
+    for use in USES:
+        row = [use, *(f"{each:,.0f}" for each in medians[use, "compiled"][1:])]
+        for state in states:
+            took = medians[use, state][0]
+            row += [f"{took:.1f} ms", number(took / medians[_FILELOCK, state][0])]
+        rows.append(row)
+    columns = ["", "modules", "lines"]
+    for state in states:
+        columns += [state, "÷ filelock"]
+    section.table("Import and first entry, CPU, medians:", columns, rows)
     return section

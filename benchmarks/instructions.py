@@ -1,11 +1,11 @@
 """What the lock costs, counted and not timed: steady on a noisy machine, and so a guard for CI.
 
-    python benchmarks/instructions.py [--instructions N] [--modules N] [--system-calls N]
+    python benchmarks/instructions.py [--entry N] [--hook N] [--modules N] [--system-calls N]
 
-Prints the instructions of a free enter and leave in user space (callgrind, of valgrind), and the
-modules and system calls (strace) that a hook of our backend and the first entry add to a hook's
-process. Exit status: 1 if one is above the number given. They differ between versions of Python: a
-number holds for the one that it was found with. It needs no more than the extra `test`.
+Counts the instructions of a free enter and leave in user space (callgrind, of valgrind), and what
+the first hook of our backend adds to a process that has setuptools loaded: instructions with the
+library compiled and not compiled yet, also as a ratio to filelock's, modules, and system calls
+(strace). Exit status: 1 if one is above the number given. Numbers differ between versions of Python.
 """
 
 import argparse
@@ -14,8 +14,10 @@ import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
-from sample import HOOK_IMPORTS
+from common import user_environ
+from hook_process import BEFORE, USES, copy_packages
 
 _ENTRIES = """
 import os
@@ -25,64 +27,68 @@ for _ in range({}):
     with source_tree_lock(here): pass
 """
 _HOOK = f"""
-import os, sys
-{HOOK_IMPORTS}
+{BEFORE}
+sys.path.insert(0, {{packages!r}})
 before = set(sys.modules)
 os.access("begin", 0)
-import source_tree_lock.build_meta
-source_tree_lock.build_meta.build_wheel
-with source_tree_lock.source_tree_lock(): pass
+{{use}}
 os.access("end", 0)
-print(*sorted(set(sys.modules) - before))
+print(*sorted(set(sys.modules) - before), flush=True)
+os._exit(0)
 """
 
 
-def _run(script: str, compiled: str, *tool: str) -> tuple[str, str]:
-    """What it says, and what the tool says of it. Compiled code is kept in this directory."""
+def _run(script: str, environ: dict[str, str], *tool: str) -> tuple[str, str]:
+    """The output of a script, and that of the tool that runs it."""
     with tempfile.TemporaryDirectory() as directory:
-        environ = {**os.environ, "PYTHONHASHSEED": "0", "TMPDIR": directory}
-        environ |= {"PYTHONPYCACHEPREFIX": compiled, "PYTHONDONTWRITEBYTECODE": ""}
-        command = [*tool, sys.executable, "-c", script]
+        command, environ = [*tool, sys.executable, "-c", script], {**environ, "TMPDIR": directory}
         done = subprocess.run(command, cwd=directory, env=environ, capture_output=True, check=True)
         return done.stdout.decode(), done.stderr.decode()
 
 
-def instructions() -> int:
-    """Of one enter and leave."""
-    counts: list[int] = []
-    for times in (50, 250):
-        out = "--callgrind-out-file=out"
-        script = _ENTRIES.format(times)
-        _, told = _run(script, os.devnull, "valgrind", "--tool=callgrind", out)
-        counts += map(int, re.findall(r"Collected : (\d+)", told))
-    return (counts[1] - counts[0]) // 200
-
-
-def hook_process() -> tuple[list[str], int]:
-    """The modules that our backend imports in a hook's process, and how many system calls."""
-    with tempfile.TemporaryDirectory() as compiled:
-        modules = _run(_HOOK, compiled)[0].split()  # compiles all
-        _, told = _run(_HOOK, compiled, "strace", "-f", "-qq")
-    between = told.partition('"begin"')[2].partition('"end"')[0]
-    return modules, len(re.findall(r"^(?:\[pid +\d+\] )?\w+\(", between, re.MULTILINE)) - 1
+def _instructions(script: str, environ: dict[str, str]) -> int:
+    _, told = _run(script, environ, "valgrind", "--tool=callgrind", "--callgrind-out-file=out")
+    return int(re.findall(r"Collected : (\d+)", told)[0])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
-    for what in ("instructions", "modules", "system-calls"):
+    for what in ("entry", "hook", "modules", "system-calls"):
         parser.add_argument(f"--{what}", type=int, metavar="N", help="fail above this number")
     limits = parser.parse_args()
-    modules, calls = hook_process()
-    status = 0
-    for what, found, limit in (
-        ("instructions of a free enter and leave", instructions(), limits.instructions),
-        (f"modules in a hook's process: {' '.join(modules)}", len(modules), limits.modules),
-        ("system calls in a hook's process", calls, limits.system_calls),
-    ):
-        verdict = "" if limit is None else "MORE THAN" if found > limit else "at most"
-        print(f"{found:>9,} {verdict and f'({verdict} {limit:,}) '}{what}", flush=True)
-        status |= limit is not None and found > limit
-    return status
+    with tempfile.TemporaryDirectory() as directory:
+        environ = user_environ(PYTHONHASHSEED="0", PYTHONPYCACHEPREFIX=f"{directory}/cache")
+        states = copy_packages(Path(directory))
+        scripts = {
+            (use, state): _HOOK.format(packages=str(packages), use=code)
+            for use, code in {"nothing": "", **USES}.items()
+            for state, packages in states.items()
+        }
+        for use in USES:
+            _run(scripts[use, "compiled"], environ)  # compiles that, and all other modules
+        environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        hook, lock, filelock = USES
+        modules = _run(scripts[hook, "compiled"], environ)[0].split()
+        _, told = _run(scripts[hook, "compiled"], environ, "strace", "-f", "-qq")
+        between = told.partition('"begin"')[2].partition('"end"')[0]
+        calls = len(re.findall(r"^(?:\[pid +\d+\] )?\w+\(", between, re.MULTILINE)) - 1
+        counts = [_instructions(_ENTRIES.format(times), environ) for times in (50, 250)]
+        found = [
+            ("instructions of a free enter and leave", (counts[1] - counts[0]) // 200, limits.entry)
+        ]
+        nothing = _instructions(scripts["nothing", "compiled"], environ)
+        for state in states:
+            cost = {use: _instructions(scripts[use, state], environ) - nothing for use in USES}
+            for use in (hook, lock):
+                words = f"instructions of {use}, {state}: {cost[use] / cost[filelock]:.3f} of filelock's"
+                limit = limits.hook if (use, state) == (hook, "compiled") else None
+                found.append((words, cost[use], limit))
+    found.append((f"modules in a hook: {' '.join(modules)}", len(modules), limits.modules))
+    found.append(("system calls in a hook", calls, limits.system_calls))
+    for what, count, limit in found:
+        verdict = "" if limit is None else "MORE THAN" if count > limit else "at most"
+        print(f"{count:>12,} {verdict and f'({verdict} {limit:,}) '}{what}", flush=True)
+    return any(limit is not None and count > limit for _, count, limit in found)
 
 
 if __name__ == "__main__":

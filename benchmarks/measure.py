@@ -1,91 +1,75 @@
-"""Rounds that take the cases in turns, processes to measure in, and a bar that shows progress."""
+"""Measure everything that README.md tells, beside peers in the same run.
 
-import math
-import random
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from multiprocessing import get_context
-from typing import TypeVar
+    python -m pip install -U pip && python -m pip install -e '.[bench]'
+    python benchmarks/measure.py [--quick] [NAME...]
+    python benchmarks/draw.py
 
-Case = TypeVar("Case")
-Outcome = TypeVar("Outcome")
+It takes about twelve minutes on two cores, and needs the machine for itself. Each NAME is that of a
+file here. What is found goes to results/, as JSON, and from there into README.md. The results of
+`--quick`, which only tells whether all works, go elsewhere.
+"""
 
+import argparse
+import importlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
 
-@contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """Gives what is to be called after each step; a line at the end where rich is missing."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        yield lambda: None
-        print(f"{label}: done", file=sys.stderr, flush=True)
-        return
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda: bar.advance(task)
+NAMES = "concurrent_builds builds hook_process busy_tree comparison".split()
+RESULTS = Path(__file__).with_name("results")
+README = Path(__file__).with_name("README.md")
 
 
-def interleaved(
-    label: str, cases: Mapping[Case, Callable[[], Outcome]], rounds: int
-) -> dict[Case, list[Outcome]]:
-    """The outcomes of each case, one a round; what disturbs a round disturbs all its cases."""
-    found: dict[Case, list[Outcome]] = {case: [] for case in cases}
-    with progress(label, rounds * len(cases)) as step:
-        for _ in range(rounds):
-            for case in random.sample(list(cases), len(cases)):
-                found[case].append(cases[case]())
-                step()
-    return found
+def write_readme() -> None:
+    """Put what is in the results between the markers of the README."""
+    kept = {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in NAMES}
+    blocks = {name: tables(each) for name, each in kept.items()}
+    blocks["machine"] = "\n".join(sorted({f"{each['machine']}." for each in kept.values()}))
+    blocks["goals"] = goals([goal for each in kept.values() for goal in each["goals"]])
+
+    def block(found: re.Match[str]) -> str:
+        return f"<!-- {found[1]} -->\n\n{blocks[found[1]]}\n\n{found[2]}"
+
+    text = README.read_text("utf-8")
+    text = re.sub(r"<!-- (\w+) -->\n.*?(<!-- /\1 -->)", block, text, flags=re.DOTALL)
+    README.write_text(text, "utf-8")
 
 
-def in_new_process(function: Callable[..., Outcome], *arguments: object) -> Outcome:
-    """Call it in a new interpreter, so that no luck of one process (hashes, addresses) stays."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+def tables(kept: dict[str, Any]) -> str:
+    return "\n\n".join(f"{caption}\n\n{table(*parts)}" for caption, *parts in kept["tables"])
 
 
-def in_forks(count: int, function: Callable[[int, Callable[[], object]], Outcome]) -> list[Outcome]:
-    """What it returns in each of so many forks, given its number and what waits for them all."""
-
-    def call(number: int) -> None:
-        try:
-            told.put((function(number, barrier.wait), None))
-        except BaseException as error:
-            told.put((None, error))
-
-    context = get_context("fork")  # they start with everything imported
-    barrier, told = context.Barrier(count), context.SimpleQueue()
-    forks = [context.Process(target=call, args=(number,), daemon=True) for number in range(count)]
-    for fork in forks:
-        fork.start()
-    outcomes = []
-    try:
-        for _ in forks:
-            outcome, error = told.get()
-            if error is not None:
-                raise error
-            outcomes.append(outcome)
-    finally:
-        for fork in forks:
-            fork.kill()
-            fork.join()
-    return outcomes
+def goals(rows: list[list[str]]) -> str:
+    return table(["goal", "at most", "measured", ""], rows)
 
 
-def micros(make: Callable[[], AbstractContextManager[object]], times: int) -> float:
-    """Microseconds to make, enter and leave what it makes."""
-    started = time.perf_counter()
-    for _ in range(times):
-        with make():
-            pass
-    return (time.perf_counter() - started) / times * 1e6
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    alignment = ["---", *("---:" for _ in columns[1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (columns, alignment, *rows))
 
 
-def number(value: float, digits: int = 3) -> str:
-    """So many significant digits, never with an exponent."""
-    text = f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value) or 1)))}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="few repetitions")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    results = Path(tempfile.mkdtemp(prefix="benchmarks-")) if options.quick else RESULTS
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as temp:
+        # Lock files of many trees, and all else that is made, go with it.
+        tempfile.tempdir = os.environ["TMPDIR"] = temp
+        for name in options.names or NAMES:
+            section = importlib.import_module(name).run(quick=options.quick)
+            section.save(results / f"{name}.json")
+            print(f"\n{tables(vars(section))}\n\n{goals(section.goals)}\n", flush=True)
+    if not options.quick:
+        write_readme()
+    print(f"Results are in {results}")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 _PYPROJECT = """\
 [build-system]
-requires = ["setuptools"]
+requires = [{requires}]
 build-backend = "{backend}"
 
 [project]
@@ -19,33 +19,32 @@ where = ["src"]
 [tool.setuptools.package-data]
 sample = ["data/*.txt"]
 """
-#: What a hook's process has imported when our backend is imported: pyproject_hooks' script does.
-HOOK_IMPORTS = (
-    "import glob, importlib.machinery, json, re, shutil, traceback, setuptools.build_meta"
-)
+#: Backends, and what they require.
+SETUPTOOLS = ("setuptools.build_meta", '"setuptools"')
+OURS = ("source_tree_lock.build_meta", '"setuptools", "source-tree-lock"')
 
 #: What a wheel holds: the name of each file with the hash of its content.
 Content = list[tuple[str, str]]
 
 
-def make_tree(
-    directory: Path, backend: str = "setuptools.build_meta", modules: int = 30, data: int = 10
-) -> Path:
-    """Make a setuptools project with so many modules and files of package data."""
+def make_tree(directory: Path, backend: tuple[str, str] = SETUPTOOLS, modules: int = 30) -> Path:
+    """Make a setuptools project with so many modules and some package data."""
     package = directory / "src" / "sample"
     (package / "data").mkdir(parents=True)
-    (directory / "pyproject.toml").write_text(_PYPROJECT.format(backend=backend))
+    name, requires = backend
+    pyproject = _PYPROJECT.format(backend=name, requires=requires)
+    (directory / "pyproject.toml").write_text(pyproject)
     (package / "__init__.py").write_text("")
     for number in range(modules):
         lines = (f"def function_{each}():\n    return {number * each}\n\n" for each in range(40))
         (package / f"module_{number:02}.py").write_text("\n".join(lines))
-    for number in range(data):
+    for number in range(10):
         (package / "data" / f"table_{number:02}.txt").write_text(f"{number}\n" * 500)
     return directory
 
 
 def wheel_content(directory: Path) -> Content | None:
-    """What the one wheel in ``directory`` holds; ``None`` when there is none that can be read."""
+    """What the one wheel in ``directory`` holds; ``None`` if there is none that can be read."""
     content = []
     try:
         (wheel,) = directory.glob("*.whl")

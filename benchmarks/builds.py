@@ -1,0 +1,149 @@
+"""What the lock costs a build that nobody else disturbs, and many builds of different trees.
+
+A fresh build is what `uv build` and `pip wheel` do by default: they make an environment, install
+setuptools and the backend there, and nobody has compiled these yet. They come from local wheels, so
+that the network is not measured.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+from build import ProjectBuilder
+from common import ROOT, Section, in_forks, number, progress, quartiles, seconds, user_environ
+from pyproject_hooks import quiet_subprocess_runner
+from sample import OURS, SETUPTOOLS, make_tree
+
+from source_tree_lock.adapters import locked_runner
+
+Times = tuple[float, float]  # by the clock, and of CPU
+
+PIP = [sys.executable, *"-m pip --disable-pip-version-check wheel --quiet".split()]
+UV, UV_PIP = "`uv build`", "`pip wheel`"
+IN_PLACE, IN_PLACE_PIP = "`build -n` with `locked_runner`", "`pip wheel --no-build-isolation`"
+
+
+def make_wheels(directory: Path) -> list[str]:
+    """Make wheels of this library and of setuptools; the options that use nothing else."""
+    subprocess.run([*PIP, "setuptools", str(ROOT), "--wheel-dir", str(directory)], check=True)
+    return ["--no-index", "--find-links", str(directory)]
+
+
+def in_pairs(
+    label: str, plain: Callable[[], Times], locked: Callable[[], Times], pairs: int
+) -> tuple[list[Times], list[Times]]:
+    """The times of each, one after the other; which comes first changes from pair to pair."""
+    found: tuple[list[Times], list[Times]] = ([], [])
+    plain(), locked()  # a tree that was never built is another matter
+    with progress(label, pairs) as step:
+        for pair in range(pairs):
+            for which in (0, 1) if pair % 2 else (1, 0):
+                found[which].append((plain, locked)[which]())
+            step()
+    return found
+
+
+def single_builds(section: Section, *, quick: bool) -> None:
+    found = {}
+    with tempfile.TemporaryDirectory() as directory:
+        work = Path(directory)
+        out, environ = str(work / "out"), user_environ(UV_CACHE_DIR=str(work / "cache"))
+        plain, ours = make_tree(work / "plain", SETUPTOOLS, 5), make_tree(work / "ours", OURS, 5)
+        links = make_wheels(work / "wheels")
+        uv = [sys.executable, *"-m uv build --no-config --python".split(), sys.executable, *links]
+        uv += ["--out-dir", out]
+        fresh = [*PIP, "--no-deps", *links, "--wheel-dir", out]
+        in_place = [*PIP, "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", out]
+        script = [sys.executable, str(Path(__file__).with_name("one_build.py")), str(plain), out]
+        commands = {  # what, without the lock and with it, and how often
+            UV: ([*uv, str(plain)], [*uv, str(ours)], 21),
+            UV_PIP: ([*fresh, str(plain)], [*fresh, str(ours)], 13),
+            IN_PLACE: ([*script, "unlocked"], [*script, "locked"], 31),
+            IN_PLACE_PIP: ([*in_place, str(plain)], [*in_place, str(ours)], 31),
+        }
+        for what, (without, locked, pairs) in commands.items():
+            cases = (partial(seconds, without, environ), partial(seconds, locked, environ))
+            found[what] = in_pairs(what, *cases, 3 if quick else pairs)
+    rows, ratios = [], {}
+    for what, pairs in found.items():
+        took, cpu = ([b[n] / a[n] for a, b in zip(*pairs, strict=True)] for n in (0, 1))
+        ratios[what] = quartiles(took)
+        low, middle, high = (f"{each:.3f}" for each in ratios[what])
+        times = (f"{median(took for took, _ in each):.2f} s" for each in pairs)
+        row = [f"**{middle}**", f"{low} to {high}", f"{median(cpu):.3f}"]
+        rows.append([what, str(len(took)), *times, *row])
+    columns = ["", "pairs", "without the lock", "with it", "ratio", "quartiles", "of CPU time"]
+    section.table("One build, medians; the first two in a fresh environment:", columns, rows)
+    section.numbers["ratios"] = ratios
+    for what in (UV, UV_PIP):
+        section.goal(f"a fresh {what}, our backend ÷ setuptools'", ratios[what][1], 1.03)
+    worst = max(ratios[IN_PLACE][1], ratios[IN_PLACE_PIP][1])
+    section.goal("a build without isolation, ÷ without the lock", worst, 1.02)
+
+
+class _Timed:
+    """A runner that adds up the seconds of another."""
+
+    def __init__(self, runner: Callable[..., None]) -> None:
+        self._runner = runner
+        self.seconds = 0.0
+
+    def __call__(
+        self,
+        cmd: Sequence[str],
+        cwd: str | None = None,
+        extra_environ: Mapping[str, str] | None = None,
+    ) -> None:
+        started = perf_counter()
+        self._runner(cmd, cwd, extra_environ)
+        self.seconds += perf_counter() - started
+
+
+def build_all(trees: list[Path], processes: int, *, locked: bool) -> tuple[float, float]:
+    """Seconds until all are built, and the lock's share of the hooks' time in %."""
+
+    def build_some(first: int, all_are_ready: Callable[[], object]) -> tuple[float, float, float]:
+        hook = _Timed(quiet_subprocess_runner)
+        whole = _Timed(locked_runner(hook) if locked else hook)
+        all_are_ready()
+        started = perf_counter()
+        for tree in trees[first::processes]:
+            builder = ProjectBuilder(tree, runner=whole)
+            builder.get_requires_for_build("wheel")
+            builder.build("wheel", tree / "wheels")
+        return perf_counter() - started, whole.seconds, hook.seconds
+
+    last, whole, hook = zip(*in_forks(processes, build_some), strict=True)
+    return max(last), 100 * (1 - sum(hook) / sum(whole))
+
+
+def many_trees(section: Section, count: int, processes: int, files: int) -> None:
+    found = []
+    with progress("many trees", 2) as step:
+        for locked in (False, True):
+            with tempfile.TemporaryDirectory() as directory:
+                os.environ["SOURCE_TREE_LOCK_DIR"] = directory
+                for index in range(files):
+                    Path(directory, f"uv-setuptools-{index:016x}.lock").touch()
+                trees = [make_tree(Path(directory, str(each)), modules=3) for each in range(count)]
+                found.append(build_all(trees, processes, locked=locked))
+            del os.environ["SOURCE_TREE_LOCK_DIR"]
+            step()
+    (without, _), (with_lock, share) = found
+    caption = f"{count} trees built by {processes} processes at once, beside {files:,} lock files:"
+    row = [f"{without:.1f} s", f"{with_lock:.1f} s", f"{number(share)} %"]
+    section.table(caption, ["without", "with the lock", "the lock's share of the time"], [row])
+    section.goal(f"{count} trees at once: the lock's share of the time", share, 1, "%")
+
+
+def run(*, quick: bool) -> Section:
+    section = Section()
+    single_builds(section, quick=quick)
+    many_trees(section, *((8, 4, 100) if quick else (100, 25, 10_000)))
+    return section
