@@ -62,10 +62,8 @@ def test_a_vendored_copy_needs_nothing_beside_itself(
     )
 
     def run() -> str:
-        command = [sys.executable, "-I", "-S", "-c", LOCK, tmp_path, tree]
-        return subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, check=True, timeout=LIMIT
-        ).stdout
+        command = [sys.executable, "-I", "-S", "-c", LOCK, str(tmp_path), str(tree)]
+        return subprocess.check_output(command, text=True, timeout=LIMIT)
 
     assert run() == "built\n"
     with held_elsewhere(tree) as holder:
