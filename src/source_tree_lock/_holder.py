@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ._system import host_name, user_id, user_name
 
@@ -17,7 +17,7 @@ LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 LONGEST_NAME = 64
 
 
-class Holder(NamedTuple):
+class Holder:
     """The process that holds a source tree.
 
     Attributes:
@@ -30,13 +30,33 @@ class Holder(NamedTuple):
         is_local: whether its process id means something to this process: same host and namespace.
     """
 
-    pid: int
-    program: str | None = None
-    host: str | None = None
-    since: float | None = None
-    user: str | None = None
-    is_stopped: bool = False
-    is_local: bool = True
+    # A NamedTuple or a dataclass would take as long to make as a fifth of an import of the library.
+    def __init__(
+        self,
+        pid: int,
+        program: str | None = None,
+        host: str | None = None,
+        since: float | None = None,
+        user: str | None = None,
+        is_stopped: bool = False,
+        is_local: bool = True,
+    ) -> None:
+        self.pid = pid
+        self.program = program
+        self.host = host
+        self.since = since
+        self.user = user
+        self.is_stopped = is_stopped
+        self.is_local = is_local
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Holder) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.pid, self.since))
+
+    def __repr__(self) -> str:
+        return f"Holder({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
     @property
     def name(self) -> str:
@@ -56,7 +76,7 @@ class Holder(NamedTuple):
         return f"{self.name}{held}{' (stopped)' if self.is_stopped else ''}"
 
 
-class Wait(NamedTuple):
+class Wait:
     """A wait for a source tree.
 
     Attributes:
@@ -66,10 +86,14 @@ class Wait(NamedTuple):
         waited: how long the wait has lasted, in seconds.
     """
 
-    tree: str
-    lock_file: str
-    holder: Holder | None
-    waited: float
+    def __init__(self, tree: str, lock_file: str, holder: Holder | None, waited: float) -> None:
+        self.tree = tree
+        self.lock_file = lock_file
+        self.holder = holder
+        self.waited = waited
+
+    def __repr__(self) -> str:
+        return f"<Wait: {self}>"
 
     def __str__(self) -> str:
         return self._sentence(self.tree if self.tree.isprintable() else ascii(self.tree))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 from ._digest import cache_digest, canonical_digest
 from ._holder import logger
@@ -154,7 +153,7 @@ def open_tree(path: AnyPath) -> Tree:
 # The lock file: where it is
 
 
-class Place(NamedTuple):
+class Place:
     """Where a lock file is.
 
     Attributes:
@@ -163,8 +162,9 @@ class Place(NamedTuple):
             hold is in it.
     """
 
-    path: str
-    is_required: bool
+    def __init__(self, path: str, is_required: bool) -> None:
+        self.path = path
+        self.is_required = is_required
 
 
 def place_of(tree: str, digest: Digest, lock_dir: AnyPath | None) -> Place:
@@ -225,7 +225,8 @@ def _checked_digest(digest: Digest, tree: str) -> str:
 def _warn_if_others_may_delete(directory: str) -> None:
     with suppress(OSError):  # opening the lock file reports what is wrong
         if others_may_delete(os.stat(directory)):
-            warn_once(
+            log_once(
+                WARNING,
                 "Lock directory %r may be written by others and is not sticky: they can delete "
                 "lock files. Set its mode to 1777.",
                 directory,
@@ -381,7 +382,8 @@ def warn_if_shared(tree: Tree, file: KernelLock) -> None:
     """Warn, once for each tree, if other hosts share the tree and not its lock file."""
     device = tree.identity[0]
     if file.identity[0] != device and (kind := _file_system_of(device)) in _NETWORK:
-        warn_once(
+        log_once(
+            WARNING,
             "Other hosts that share source tree %r are not kept out: it is on a network file "
             "system (%s), and its lock file %r is not. Set lock_dir or SOURCE_TREE_LOCK_DIR to a "
             "directory on that file system.",
@@ -405,14 +407,17 @@ def _read_file_system(device: int) -> str:
     return ""
 
 
-#: The warnings that were given in this process; changed under `guard`.
-_warned: set[object] = set()
+#: Two of logging's levels: importing it takes longer than an entry.
+INFO, WARNING = 20, 30
+
+#: What was logged in this process; changed under `guard`.
+_logged: set[object] = set()
 
 
-def warn_once(message: str, *arguments: object) -> None:
-    """Log a warning, once in this process."""
+def log_once(level: int, message: str, *arguments: str) -> None:
+    """Log a message, once in this process."""
     with guard:
-        if (message, *arguments) in _warned:
+        if (message, *arguments) in _logged:
             return
-        _warned.add((message, *arguments))
-    logger().warning(message, *arguments)
+        _logged.add((message, *arguments))
+    logger().log(level, message, *arguments)

@@ -93,7 +93,8 @@ def find_holder(lock_file: str | None, tree: Identity | None) -> Holder | None:
         holder = record.holder
         if pid is None and not (lock_file and is_held(lock_file)):
             return None  # its writer, on another host, may have ended
-        return holder._replace(is_stopped=holder.is_local and is_stopped(holder.pid))
+        holder.is_stopped = holder.is_local and is_stopped(holder.pid)
+        return holder
     if pid is None or not is_running(pid):  # one that has ended left its lock to a child
         return None
     return Holder(pid, program_of(pid), this_host(), None, user_of(pid), is_stopped(pid))

@@ -12,7 +12,6 @@ import sys
 import time
 from contextlib import suppress
 from functools import cache
-from typing import NamedTuple
 
 from ._holder import LETTERS, LONGEST_NAME, Holder, as_name, this_host
 from ._kernel_lock import READ_ONLY, READ_WRITE, KernelLock, guard
@@ -24,7 +23,7 @@ _SIZE = 512
 _MARKS = 64
 
 
-class Record(NamedTuple):
+class Record:
     """What the record of one lock file says, checked for form only.
 
     Attributes:
@@ -33,9 +32,10 @@ class Record(NamedTuple):
         for_children: whether the holder holds the tree only on behalf of its child processes.
     """
 
-    holder: Holder
-    token: str
-    for_children: bool
+    def __init__(self, holder: Holder, token: str, for_children: bool) -> None:
+        self.holder = holder
+        self.token = token
+        self.for_children = for_children
 
     def is_stale(self) -> bool:
         """Whether its writer is known to have ended; that of another host never is."""
