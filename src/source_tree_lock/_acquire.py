@@ -13,15 +13,17 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from ._hold import Hold, Owner, hold_of
-from ._holder import Wait, is_info_logged, logger
+from ._holder import Wait, is_info_logged
 from ._kernel_lock import READ_ONLY, Identity, KernelLock, guard
 from ._paths import (
+    INFO,
     RESTARTS,
     AnyPath,
     Digest,
     Place,
     Tree,
     inner_lock_files,
+    log_once,
     open_lock_file,
     open_tree,
     place_of,
@@ -239,7 +241,7 @@ class Entry:
             return self.file.is_in_place() and (self.outer is None or self.outer.lasts())
         if is_info_logged():
             what = "Source tree %r is locked by itself alone, which uv does not see: %s."
-            logger().info(what, tree.path, self._no_file)
+            log_once(INFO, what, tree.path, str(self._no_file))
         return True
 
     def _register(self, tree: Tree) -> bool:
