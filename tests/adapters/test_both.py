@@ -119,7 +119,7 @@ def test_all_that_the_library_says_goes_where_one_argument_says(
     assert str(lock_dir) in warning
     assert start == str(told[0])
     assert f"(pid {holder.pid})" in start
-    assert end.startswith(f"the wait for {tree} is over after ")
+    assert end.startswith(f"acquired {tree} after ")
     assert (len(told), len(ended)) == (1, 1)
     assert caplog.records == []
     # Afterwards, and of others, the log hears as before.

@@ -55,7 +55,7 @@ def report_waits(options: LockOptions, say: Say | None) -> LockOptions:
             on_wait(wait)
 
     def report_end(wait: Wait) -> None:
-        say(f"the wait for {wait.tree} is over after {in_words(wait.waited)}")
+        say(f"acquired {wait.tree} after {in_words(wait.waited)}")
         if after_wait is not None:
             after_wait(wait)
 

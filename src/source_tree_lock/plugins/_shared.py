@@ -41,7 +41,7 @@ def replace(frontend: str, owner: str, name: str, make: Callable[[Any], object])
         place: Any = importlib.import_module(module)
         if class_:
             place = getattr(place, class_)
-        original: Any = vars(place)[name]  # a class method itself, not bound to its class
+        original = place.__dict__[name]  # a class method itself, not bound to its class
     except (ImportError, AttributeError, KeyError):
         # Needed here only, and slow to import.
         from importlib.metadata import version
