@@ -18,9 +18,6 @@ ON_WINDOWS = frozenset(
     HERE.joinpath(*name.split("/"))
     for name in (
         "paths/test_digest.py",
-        "paths/test_lock_file.py",
-        "paths/test_tree.py",
-        "system/test_from_portalocker.py",
         "system/test_windows.py",
         "test_house.py",
     )

@@ -167,7 +167,7 @@ def leads_to(path: str, call: Callable[[str], os.stat_result] = os.stat) -> os.s
     try:
         return call(path)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise
     return None
 

@@ -5,6 +5,7 @@ Where there is no /proc, less is known; nothing here fails because of that.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -133,7 +134,7 @@ def is_held(path: str, *, flags: int = READ_ONLY) -> bool:
     except BlockingIOError:
         return False  # a lease is no lock
     except OSError as error:
-        if is_unsupported(error):
+        if is_unsupported(error) or error.errno == errno.ENAMETOOLONG:
             return False
         what = f"cannot determine whether it is locked: {advice_for(error, REFUSED)}"
         raise unavailable(error, path, what) from error

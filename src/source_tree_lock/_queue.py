@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ._kernel_lock import KernelLock, guard, in_child
-from ._paths import RESTARTS, replaced_too_often
+from ._paths import RESTARTS, replaced_too_often, try_lock
 from ._system import block_signals
 from .errors import REFUSED, LockUnavailable, advice_for, unavailable
 
@@ -230,7 +230,7 @@ def try_again(lock: KernelLock) -> KernelLock:
     with guard:
         queue = _queues.get(lock.path)
         if queue is None or queue.lock is None or queue.turns or not queue.lock.try_lock():
-            lock.try_lock()  # the thread may have released it just now
+            try_lock(lock)  # the thread may have released it just now
             return lock
         turn = Turn(queue.turns, None)
     try:
