@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import shutil
@@ -400,6 +401,12 @@ def in_thread(function: Callable[[], object]) -> Any:
     thread.join(LIMIT)
     assert outcome, "the thread has not ended"
     return outcome[0]
+
+
+def drop(locks: list[SourceTreeLock]) -> None:
+    """Have the locks collected, if nothing else refers to them."""
+    locks.clear()
+    gc.collect()  # PyPy counts no references
 
 
 def is_taken(tree: Path) -> bool:

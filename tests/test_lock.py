@@ -6,7 +6,6 @@ import _thread
 import asyncio
 import copy
 import errno
-import gc
 import importlib
 import math
 import os
@@ -23,7 +22,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from support import LIMIT, Child, held_by_thread, held_elsewhere, in_thread, is_free, is_taken
+from support import LIMIT, Child, drop, held_by_thread, held_elsewhere, in_thread, is_free, is_taken
 from ways import WAYS
 
 import source_tree_lock as library
@@ -271,11 +270,6 @@ def test_a_symlink_that_leads_elsewhere_since_makes_no_difference_to_leaving(
 
 
 # A lock that is dropped
-
-
-def drop(locks: list[SourceTreeLock]) -> None:
-    locks.clear()
-    gc.collect()  # PyPy counts no references
 
 
 @posix_only

@@ -1,9 +1,8 @@
-"""Who owns a hold: a living task or greenlet its own, and a thread what its ended tasks left."""
+"""Who owns a hold: a task or greenlet while it lives, and the thread what its ended tasks left."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib.util
 import os
 import sys
@@ -11,57 +10,254 @@ import textwrap
 import threading
 import types
 import unittest
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import anyio
+import anyio.lowlevel
 import pytest
-from support import LIMIT, Child, held_elsewhere, is_free
+import trio
+from support import LIMIT, Child, drop, held_elsewhere, is_free, is_taken
 
-from source_tree_lock import LockTimeout, SourceTreeLock, source_tree_lock
+from source_tree_lock import LockTimeout, source_tree_lock
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="asks flock(2) who is in")
-
-
-# Holds that outlive their task
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="asks flock(2) who holds")
 
 
-def drop(locks: list[SourceTreeLock]) -> None:
-    locks.clear()
-    gc.collect()  # PyPy counts no references
+def another_tree(tree: Path) -> Path:
+    directory = tree.with_name("other")
+    directory.mkdir()
+    return directory
 
 
-async def acquire(lock: SourceTreeLock) -> None:
-    assert lock.acquire()
+# Tasks of asyncio and of trio
+
+#: Runs a coroutine function, which uses anyio's functions for what the two do in their own ways.
+Run = Callable[[Callable[[], Any]], Any]
 
 
-async def release(lock: SourceTreeLock) -> None:
-    lock.release()
+@pytest.fixture(params=["asyncio", "trio"])
+def run(request: pytest.FixtureRequest) -> Run:
+    return lambda function: anyio.run(function, backend=request.param)
 
 
-def test_a_hold_that_outlives_its_task_is_left_by_the_next_one(
-    tree: Path, no_leaks: object
+def time_limit() -> AbstractContextManager[object]:
+    return anyio.fail_after(LIMIT)
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, trio.run])
+def test_a_task_holds_and_its_thread_does_not(
+    loop: Callable[..., Any], tree: Path, no_leaks: object
 ) -> None:
     lock = source_tree_lock(tree)
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(acquire(lock))
-        assert not is_free(tree)
-        assert lock.locked()
-        loop.run_until_complete(release(lock))
-    finally:
-        loop.close()
+
+    @lock
+    async def build() -> None:
+        pause: Any = asyncio.sleep if loop is asyncio.run else trio.sleep
+        await pause(0)
+        assert (lock.is_owner(), is_taken(tree)) == (True, True)
+
+    async def main() -> None:
+        async with lock, lock:
+            with lock:
+                await build()
+        assert not lock.locked()
+
+    loop(main) if loop is trio.run else loop(main())
+    assert not lock.locked()
+
+
+def test_another_task_waits_like_a_stranger_and_other_tasks_run_meanwhile(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
+    lock, events = source_tree_lock(tree), []
+
+    async def main() -> None:
+        waiting = anyio.Event()
+
+        async def second() -> None:
+            assert (lock.locked(), lock.is_owner()) == (True, False)
+            assert not lock.acquire(blocking=False)
+            with pytest.raises(RuntimeError, match="has not entered"):
+                lock.release()
+            with pytest.raises(LockTimeout):
+                await source_tree_lock(tree, timeout=0.01).__aenter__()
+            async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
+                events.append("second")
+
+        with time_limit():
+            async with anyio.create_task_group() as group, lock:
+                group.start_soon(second)
+                await waiting.wait()
+                events.append("first")
+
+    run(main)
+    assert events == ["first", "second"]
+
+
+def test_a_plain_entry_beside_a_task_that_holds_is_refused(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
+    async def main() -> None:
+        async def second() -> None:
+            with pytest.raises(RuntimeError, match="a task of this thread holds"):
+                source_tree_lock(tree).acquire()
+            with pytest.raises(RuntimeError, match="use `async with` here"):
+                source_tree_lock(tree).__enter__()
+
+        with time_limit():
+            async with source_tree_lock(tree), anyio.create_task_group() as group:
+                group.start_soon(second)
+
+    run(main)
+
+
+def test_an_entry_is_cancelled_200_times_and_nothing_is_held(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
+    async def main(release: Callable[[], object]) -> None:
+        for _ in range(200):
+            waiting = anyio.Event()
+
+            async def enter(waiting: anyio.Event) -> None:
+                async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
+                    pytest.fail("it entered")
+
+            with time_limit():
+                async with anyio.create_task_group() as group:
+                    group.start_soon(enter, waiting)
+                    await waiting.wait()
+                    group.cancel_scope.cancel()
+        release()
+        async with source_tree_lock(tree, timeout=LIMIT):
+            assert is_taken(tree)
+
+    with held_elsewhere(tree) as child:
+        run(lambda: main(child.say))
+    assert not is_taken(tree)
+
+
+def test_an_entry_that_is_cancelled_in_the_moment_of_the_grant_200_times_holds_nothing(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
+    """In turn: when the tree is just left, and some turns of the loop later."""
+
+    async def main() -> None:
+        for turns in range(200):
+            waiting = anyio.Event()
+
+            async def enter(waiting: anyio.Event) -> None:
+                async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
+                    await anyio.sleep(LIMIT)
+
+            with time_limit():
+                async with anyio.create_task_group() as group:
+                    async with source_tree_lock(tree):
+                        group.start_soon(enter, waiting)
+                        await waiting.wait()
+                    for _ in range(turns % 20):
+                        await anyio.lowlevel.checkpoint()
+                    group.cancel_scope.cancel()
+            async with source_tree_lock(tree, timeout=LIMIT):
+                pass
+
+    run(main)
+    assert not is_taken(tree)
+
+
+def test_only_one_of_two_tasks_adopts_the_hold_of_a_task_that_has_ended(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
+    lock = source_tree_lock(tree)
+
+    async def acquire() -> None:
+        assert lock.acquire()
+
+    async def main() -> None:
+        adopted, leave = anyio.Event(), anyio.Event()
+
+        async def adopt() -> None:
+            async with source_tree_lock(tree, timeout=0):
+                adopted.set()
+                await leave.wait()
+
+        with time_limit():
+            async with anyio.create_task_group() as group:
+                group.start_soon(acquire)
+            async with anyio.create_task_group() as group:
+                group.start_soon(adopt)
+                await adopted.wait()
+                assert not source_tree_lock(tree).acquire(blocking=False)
+                leave.set()
+            lock.release()
+
+    run(main)
     assert is_free(tree)
 
 
-def test_a_hold_that_outlives_its_loop_is_left_by_its_thread(tree: Path, no_leaks: object) -> None:
+def test_a_hold_that_outlives_its_loop_is_left_by_its_thread(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
     lock = source_tree_lock(tree)
-    asyncio.run(acquire(lock))
+
+    async def acquire() -> None:
+        lock.acquire()
+
+    run(acquire)
     assert not is_free(tree)
     with lock:
         pass
     lock.release()
     assert is_free(tree)
+
+
+def test_an_async_generator_may_be_closed_by_another_task(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
+    """One object and two trees: it leaves the one that it entered."""
+    other, link = another_tree(tree), tree.with_name("link")
+    link.symlink_to(tree)
+    lock = source_tree_lock(link)
+
+    async def wheels() -> AsyncGenerator[int, None]:
+        async with lock:
+            yield 1
+
+    async def main() -> None:
+        for enters_another in (False, True):
+            generator = wheels()
+            async with anyio.create_task_group() as group:
+                group.start_soon(generator.__anext__)
+            assert is_taken(tree)
+            if enters_another:
+                link.unlink()
+                link.symlink_to(other)
+                await lock.__aenter__()
+            async with anyio.create_task_group() as group:
+                group.start_soon(generator.aclose)
+            assert (is_taken(tree), is_taken(other)) == (False, enters_another)
+        lock.release()
+
+    run(main)
+    assert not is_taken(other)
+
+
+def test_an_async_generator_that_is_left_to_the_loop_is_released_with_it(
+    tree: Path, no_leaks: object
+) -> None:
+    async def wheels() -> AsyncIterator[int]:
+        async with source_tree_lock(tree):
+            yield 1
+
+    async def main() -> None:
+        assert await generator.__anext__() == 1
+        assert is_taken(tree)
+
+    generator = wheels()
+    asyncio.run(main())
+    assert not is_taken(tree)
 
 
 def test_the_tear_down_of_a_test_leaves_what_its_set_up_entered(
@@ -78,7 +274,7 @@ def test_the_tear_down_of_a_test_leaves_what_its_set_up_entered(
             self.lock.release()
 
         async def test(self) -> None:
-            seen.append((self.lock.locked(), is_free(tree)))
+            seen.append((self.lock.is_owner(), is_free(tree)))
 
     result = unittest.TestResult()
     Case("test").run(result)
@@ -87,109 +283,70 @@ def test_the_tear_down_of_a_test_leaves_what_its_set_up_entered(
     assert is_free(tree)
 
 
-def test_a_plain_with_of_an_async_fixture_is_left_by_the_task_that_closes_it(
-    tree: Path, no_leaks: object
+@pytest.mark.parametrize("loops", [1, 2])
+def test_a_fixture_is_entered_in_one_task_and_left_in_another(
+    loops: int, tree: Path, no_leaks: object
 ) -> None:
+    @asynccontextmanager
     async def fixture() -> AsyncIterator[None]:
         with source_tree_lock(tree):
             yield
 
-    async def next_of(generator: AsyncIterator[None]) -> bool:
-        async for _ in generator:
-            return True
-        return False
-
-    loop = asyncio.new_event_loop()
-    try:
-        generator = fixture()
-        assert loop.run_until_complete(next_of(generator))
-        assert not is_free(tree)
-        assert not loop.run_until_complete(next_of(generator))
-    finally:
+    manager, loop = fixture(), asyncio.new_event_loop()
+    loop.run_until_complete(manager.__aenter__())
+    assert not is_free(tree)
+    if loops == 2:
+        loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
-    assert is_free(tree)
-
-
-def test_a_plain_with_of_an_async_context_manager_is_left_by_another_task(
-    tree: Path, no_leaks: object
-) -> None:
-    @asynccontextmanager
-    async def entered() -> AsyncIterator[None]:
-        with source_tree_lock(tree):
-            yield
-
-    async def main() -> None:
-        manager = entered()
-        await asyncio.create_task(_enter(manager.__aenter__))
-        assert not is_free(tree)
-        await asyncio.create_task(_enter(lambda: manager.__aexit__(None, None, None)))
-
-    async def _enter(call: object) -> None:
-        await call()  # type: ignore[operator]
-
-    asyncio.run(main())
-    assert is_free(tree)
-
-
-def test_a_living_tasks_hold_stays_its_own(tree: Path, no_leaks: object) -> None:
-    async def main() -> None:
-        lock = source_tree_lock(tree)
-        entered, leave = asyncio.Event(), asyncio.Event()
-
-        async def hold() -> None:
-            async with lock:
-                entered.set()
-                await leave.wait()
-
-        task = asyncio.create_task(hold())
-        await asyncio.wait_for(entered.wait(), LIMIT)
-        assert not lock.locked()
-        assert not lock.acquire(blocking=False)
-        with pytest.raises(RuntimeError, match="has not entered"):
-            lock.release()
-        with pytest.raises(LockTimeout):
-            await source_tree_lock(tree, timeout=0.01).__aenter__()
-        leave.set()
-        await asyncio.wait_for(task, LIMIT)
-
-    asyncio.run(main())
-
-
-def test_only_one_of_two_tasks_adopts_a_hold_whose_task_has_ended(
-    tree: Path, no_leaks: object
-) -> None:
-    async def main() -> None:
-        lock = source_tree_lock(tree)
-        await asyncio.create_task(acquire(lock))
-        adopted, leave = asyncio.Event(), asyncio.Event()
-
-        async def adopt() -> None:
-            async with source_tree_lock(tree, timeout=0):
-                adopted.set()
-                await leave.wait()
-
-        task = asyncio.create_task(adopt())
-        await asyncio.wait_for(adopted.wait(), LIMIT)
-        assert not source_tree_lock(tree).acquire(blocking=False)
-        leave.set()
-        await asyncio.wait_for(task, LIMIT)
-        lock.release()
-
-    asyncio.run(main())
+        loop = asyncio.new_event_loop()
+    loop.run_until_complete(manager.__aexit__(None, None, None))
+    loop.close()
     assert is_free(tree)
 
 
 def test_another_thread_adopts_nothing(tree: Path, no_leaks: object) -> None:
     locks = [source_tree_lock(tree)]
-    thread = threading.Thread(target=lambda: asyncio.run(acquire(locks[0])))
+
+    async def acquire() -> None:
+        assert locks[0].acquire()
+
+    thread = threading.Thread(target=lambda: asyncio.run(acquire()))
     thread.start()
     thread.join(LIMIT)
-    assert not locks[0].locked()
+    assert (locks[0].locked(), locks[0].is_owner()) == (True, False)
     assert not source_tree_lock(tree).acquire(blocking=False)
     with pytest.raises(RuntimeError, match="has not entered"):
         locks[0].release()
     with pytest.warns(ResourceWarning):
         drop(locks)
+    assert is_free(tree)
+
+
+def test_a_callback_of_a_loop_enters_as_its_thread(tree: Path) -> None:
+    def enter(taken: asyncio.Future[bool]) -> None:
+        with source_tree_lock(tree), source_tree_lock(tree):
+            taken.set_result(is_taken(tree))
+
+    async def main() -> bool:
+        loop = asyncio.get_running_loop()
+        taken: asyncio.Future[bool] = loop.create_future()
+        loop.call_soon(enter, taken)
+        return await taken
+
+    assert asyncio.run(main())
+    assert not is_taken(tree)
+
+
+def test_a_half_imported_trio_owns_nothing(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    """Another thread has begun to import it, and has not come to its functions."""
+    half = types.ModuleType("trio.lowlevel")
+    with source_tree_lock(tree) as lock:
+        monkeypatch.setitem(sys.modules, "trio.lowlevel", half)
+        assert lock.is_owner()
+        with lock:
+            pass
     assert is_free(tree)
 
 
@@ -206,18 +363,16 @@ def test_one_cell_of_a_notebook_enters_and_another_leaves(tree: Path, tmp_path: 
             tell(reply["content"].get("evalue", "ok"))
         run("from source_tree_lock import source_tree_lock")
         run(f"lock = source_tree_lock({sys.argv[1]!r})")
-        run("lock.acquire()")
-        run("await __import__('asyncio').sleep(0)\\nassert lock.locked()")
+        run("await lock.__aenter__()")
+        run("await __import__('asyncio').sleep(0)\\nassert lock.is_owner()")
         heard()
         run("lock.release()")
         heard()
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     """
-    environ = {
-        "JUPYTER_RUNTIME_DIR": str(tmp_path / "run"),
-        "IPYTHONDIR": str(tmp_path / "ipython"),
-    }
+    names = ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    environ = {name: str(tmp_path / name) for name in names}
     with Child(script, tree, environ=environ) as child:
         for _ in range(4):
             child.expect("ok")
@@ -227,23 +382,6 @@ def test_one_cell_of_a_notebook_enters_and_another_leaves(tree: Path, tmp_path: 
         assert is_free(tree)
         child.say()
         assert child.process.wait(LIMIT) == 0
-
-
-def test_a_half_imported_trio_owns_nothing(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
-) -> None:
-    """Another thread has begun to import it, and has not got to its functions."""
-    half = types.ModuleType("trio.lowlevel")
-    with source_tree_lock(tree) as lock, monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "trio.lowlevel", half)
-        assert lock.locked()
-        with lock:
-            pass
-    assert is_free(tree)
-    monkeypatch.setitem(sys.modules, "trio.lowlevel", half)
-    with lock:
-        pass
-    assert is_free(tree)
 
 
 # Green threads
@@ -268,111 +406,75 @@ warnings.simplefilter("ignore")  # of being patched late, and of eventlet's end
 {patched}
 green = importlib.import_module({package!r})
 from source_tree_lock import source_tree_lock
-def wait_for_all(greenlets):
-    for each in greenlets:
+def run(*functions):
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # nothing else ends a hub that is blocked
+    signal.alarm(60)
+    for each in [green.spawn(function) for function in functions]:
         each.get() if hasattr(each, "get") else each.wait()
-def with_limit(function):
-    # If the hub is blocked, nothing but a signal ends it.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(30)
-    function()
     signal.alarm(0)
 """
 
 
-@pytest.fixture(params=PATCHED)
-def green(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The beginning of a script that has greenlets, patched in one of the ways."""
-    package = request.param.partition(",")[0]
+def green_child(way: str, tree: Path, script: str) -> Child:
+    package = way.partition(",")[0]
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}")
-    return GREEN.format(patched=PATCHED[request.param], package=package)
+    prelude = GREEN.format(patched=PATCHED.get(way, ""), package=package)
+    return Child(prelude + textwrap.dedent(script), tree, another_tree(tree))
 
 
-def green_child(green: str, script: str, *arguments: object) -> Child:
-    return Child(green + textwrap.dedent(script), *arguments)
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Path:
-    directory = tmp_path / "other"
-    directory.mkdir()
-    return directory
-
-
-def test_one_greenlet_at_a_time_is_in_a_tree(green: str, tree: Path, other: Path) -> None:
+@pytest.mark.parametrize("way", PATCHED)
+def test_greenlets_enter_one_at_a_time_and_others_run_during_a_wait(way: str, tree: Path) -> None:
     script = """
-        inside, most, entered = 0, 0, 0
-        def work():
+        inside, most, entered, turns, is_over = 0, 0, 0, 0, False
+        def enter():
             global inside, most, entered
-            with source_tree_lock(sys.argv[1], timeout=20) as lock, lock:
+            with source_tree_lock(sys.argv[1], timeout=50) as lock, lock:
                 inside += 1
                 most = max(most, inside)
                 green.sleep(0.01)
                 inside -= 1
                 entered += 1
-        with_limit(lambda: wait_for_all([green.spawn(work) for _ in range(4)]))
+        run(*[enter] * 4)
         tell("entered", entered, "at once", most)
-    """
-    with green_child(green, script, tree, other) as child:
-        child.expect("entered 4 at once 1")
-
-
-def test_a_greenlet_that_waits_lets_others_run_and_its_time_is_up(
-    green: str, tree: Path, other: Path
-) -> None:
-    script = """
-        turns, is_over = 0, False
-        def other():
+        heard()
+        def others():
             global turns
             while not is_over:
                 turns += 1
                 green.sleep(0.01)
         def wait():
             global is_over
-            tell("got in", source_tree_lock(sys.argv[1]).acquire(timeout=0.3))
+            tell("entered", source_tree_lock(sys.argv[1]).acquire(timeout=0.3))
             is_over = True
-        with_limit(lambda: wait_for_all([green.spawn(other), green.spawn(wait)]))
-        tell("others ran", turns > 3)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        tell("blocked signals", *blocked)
-    """
-    with held_elsewhere(tree), green_child(green, script, tree, other) as child:
-        child.expect("got in False")
-        child.expect("others ran True")
-        child.expect("blocked signals")
-
-
-def test_a_greenlet_gets_in_when_another_process_leaves(
-    green: str, tree: Path, other: Path
-) -> None:
-    script = """
-        def wait():
+        run(others, wait)
+        tell("others ran", turns > 3, *signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        def until_free():
             with source_tree_lock(sys.argv[1], on_wait=lambda wait: tell("waits")):
                 tell("in")
-        with_limit(lambda: wait_for_all([green.spawn(wait)]))
+        run(until_free)
     """
-    with held_elsewhere(tree) as holder, green_child(green, script, tree, other) as child:
-        child.expect("waits")
-        holder.say()
-        child.expect("in")
+    with green_child(way, tree, script) as child:
+        child.expect("entered 4 at once 1")
+        with held_elsewhere(tree) as holder:
+            child.say()
+            child.expect("entered False")
+            child.expect("others ran True")
+            child.expect("waits")
+            holder.say()
+            child.expect("in")
 
 
-def test_a_hook_runs_by_gevents_subprocess(tree: Path, other: Path) -> None:
-    if importlib.util.find_spec("gevent") is None:
-        pytest.skip("needs gevent")
-    green = GREEN.format(patched=PATCHED["gevent, early"], package="gevent")
+def test_a_hook_runs_by_gevents_subprocess(tree: Path) -> None:
     script = """
         from source_tree_lock.adapters import locked_runner
-        run = locked_runner(when=lambda _: True)
+        hook = locked_runner(when=lambda _: True)
         enters = "import sys; from source_tree_lock import source_tree_lock as lock\\n"
-        enters += "with lock('.', timeout=5): print('in', flush=True)"
-        def build():
-            run([sys.executable, "-c", enters], sys.argv[1])
-        with_limit(lambda: wait_for_all([green.spawn(build) for _ in range(2)]))
+        enters += "with lock('.', timeout=50): print('in', flush=True)"
+        run(*[lambda: hook([sys.executable, "-c", enters], sys.argv[1])] * 2)
         tell("done")
     """
-    with green_child(green, script, tree, other) as child:
+    with green_child("gevent, early", tree, script) as child:
         for words in ("in", "in", "done"):
             child.expect(words)
 
@@ -380,20 +482,17 @@ def test_a_hook_runs_by_gevents_subprocess(tree: Path, other: Path) -> None:
 def test_where_nothing_is_patched_a_greenlet_that_could_only_block_the_holder_is_refused(
     tree: Path,
 ) -> None:
-    if importlib.util.find_spec("gevent") is None:
-        pytest.skip("needs gevent")
-    green = GREEN.format(patched="", package="gevent")
     script = """
         told = []
-        def work():
+        def enter():
             try:
                 with source_tree_lock(sys.argv[1]):
                     green.sleep(0.01)
                     told.append("in")
             except RuntimeError:
                 told.append("refused")
-        with_limit(lambda: wait_for_all([green.spawn(work) for _ in range(2)]))
+        run(enter, enter)
         tell(*sorted(told))
     """
-    with green_child(green, script, tree) as child:
+    with green_child("gevent", tree, script) as child:
         child.expect("in refused")
