@@ -405,6 +405,30 @@ def test_a_hold_that_is_over_lets_nobody_into_the_next_one(tree: Path) -> None:
         assert not is_let_in(tree, environ)
 
 
+def test_a_hold_that_is_over_lets_nobody_in_before_the_next_ones_record_is_complete(
+    tree: Path,
+) -> None:
+    """The same process has the kernel locks again, and is stopped on its way in."""
+    stops = """
+    from source_tree_lock import _acquire
+    is_in_place = _acquire.Entry._is_in_place
+    def stop(*what):
+        tell("stops")
+        heard()
+        return is_in_place(*what)
+    _acquire.Entry._is_in_place = stop
+    with lock:"""
+    script = HAND_OVER.replace("    heard()\n    with lock:", stops)
+    with Child(script, tree) as holder:
+        environ = json.loads(holder.line())
+        holder.say()
+        holder.expect("released")
+        holder.expect("stops")
+        assert not is_let_in(tree, environ)
+        holder.say()
+        holder.expect("held again")
+
+
 @pytest.mark.parametrize("end", ["died", pytest.param("exec", marks=needs_proc_locks)])
 def test_a_holder_that_lost_its_lock_is_not_believed(tree: Path, end: str) -> None:
     """Its record is still in the lock file when somebody who writes none takes the lock."""

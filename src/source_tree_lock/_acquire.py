@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from ._hold import Hold, Owner, hold_of
@@ -31,6 +31,7 @@ from ._paths import (
     try_lock,
     warn_if_shared,
 )
+from ._record import blank_record, write_record
 from .errors import REFUSED, LockTimeout, LockUnavailable, NoLockFile, advice_for, unavailable
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Entry:
         self.blocked_by: KernelLock | None = None
         self._blocked_below: str | None = None
         self._no_file: NoLockFile | None = None
+        self._token = ""
         self._waiting: Waiting | None = None
 
     def enter(self) -> bool:
@@ -187,12 +189,16 @@ class Entry:
             self.blocked_by = None
             if tree.lock is None and self.file is None and self._no_file is not None:
                 raise self._no_file  # there is nothing to lock
+        # The record first: by it, a child of an earlier hold knows that this is another one, unless
+        # the child got in before. Then it is found below.
+        if self.file is not None and not self._token:
+            with suppress(OSError):
+                self._token = write_record(self.file, for_children=self.request.for_children)
         return self._is_free_below()
 
     def _try_file(self, place: Place) -> bool:
         if self.file is not None and self.file.path != place.path:
-            self.file.close()  # during the wait, the path began to lead to another tree
-            self.file = None
+            self._close_file()  # during the wait, the path began to lead to another tree
         try:
             self.file = self.file or open_lock_file(place)
             if not try_lock(self.file):
@@ -245,7 +251,7 @@ class Entry:
         return True
 
     def _register(self, tree: Tree) -> bool:
-        hold = Hold(self.owner, tree, self.file, self.outer)
+        hold = Hold(self.owner, tree, self.file, self.outer, self._token)
         self.hold = hold  # first, so that an interrupted entry can be left
         if not hold.register():
             # Another owner of this process holds it by a lock file of another name, and trees
@@ -253,7 +259,6 @@ class Entry:
             self.hold = None
             return False
         self.file = None
-        hold.write_record(for_children=self.request.for_children)
         return True
 
     # For the wait
@@ -339,9 +344,14 @@ class Entry:
         """Close what is open and not held."""
         if self.tree is not None:
             self.tree.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self.file is not None:
+            if self._token:
+                blank_record(self.file)
             self.file.close()
-        self.file = None
+        self.file, self._token = None, ""
 
     def leave(self) -> None:
         """Leave the tree. Leaving twice does nothing."""

@@ -76,7 +76,8 @@ class Outer(NamedTuple):
         named = kernel_holders(None if file is None else identity_at(file), tree)
         record = read_record(file) if file is not None and self.token else None
         if file is None or record is None:
-            return self.pid in named
+            # Of two holders, the one of the tree: the other one may still wait for it.
+            return self.pid == (named[0] if named[1] is None else named[1])
         if record.token != self.token:
             return False
         if named[0] is not None:

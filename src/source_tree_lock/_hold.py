@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._kernel_lock import Identity, KernelLock, guard, in_child
 from ._paths import AnyPath, Tree, open_tree
-from ._record import blank_record, write_record
+from ._record import blank_record
 from ._system import CAN_HAND_DOWN
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Hold:
     """
 
     def __init__(
-        self, owner: Owner, tree: Tree, file: KernelLock | None, outer: Outer | None
+        self, owner: Owner, tree: Tree, file: KernelLock | None, outer: Outer | None, token: str
     ) -> None:
         self.owner = owner
         self.tree = tree
@@ -92,7 +92,7 @@ class Hold:
         self.level = 0 if outer is None else outer.level + 1
         self.base = outer.base if outer is not None else None if file is None else file.path
         self.count = 1
-        self.token = ""
+        self.token = token
 
     def lasts(self) -> bool:
         """Whether this process holds it: not once it is over, nor in a forked child."""
@@ -129,12 +129,6 @@ class Hold:
                 if self.token:
                     blank_record(self.file)
                 self.file.close()
-
-    def write_record(self, *, for_children: bool) -> None:
-        """Write into the lock file who holds the tree, if that is possible."""
-        if self.file is not None:
-            with suppress(OSError):
-                self.token = write_record(self.file, for_children=for_children)
 
     def descriptors(self) -> tuple[int, ...]:
         """Those that carry its locks: a child that inherits them keeps the tree locked."""
