@@ -1,27 +1,173 @@
 """setuptools' own build backend, with every hook under the lock of the source tree.
 
-One line makes a project safe under every frontend that calls it:
+One line makes a project safe under every frontend:
 
     [build-system]
     requires = ["setuptools", "source-tree-lock"]
     build-backend = "source_tree_lock.build_meta"
 
-Projects with a ``setup.py`` alone take ``source_tree_lock.build_meta:__legacy__``. In-tree backends
-write this module's name in place of ``setuptools.build_meta``: it offers what that module offers in
-the installed setuptools, which is imported when the first name is looked up.
+A project with a ``setup.py`` alone names ``source_tree_lock.build_meta:__legacy__``. This module
+has the public names of the installed ``setuptools.build_meta``, which is imported when the first of
+them is looked up. Each hook is setuptools' own, called while this process holds the tree.
+
+It builds what setuptools would build, and compiles as much, unless the last build in the tree was
+cut short: killed, interrupted, out of memory or disk space. setuptools would take the half of a
+file that was left behind for a finished one, so everything is then built anew, and one sentence on
+stderr says so. Marks in the lock file, outside the tree, tell whether a build was cut short.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False
+import functools
+import importlib
+import os
+import sys
+import types
+import zlib
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from .._hold import current_hold
+from .._holder import in_words
+from .._hook_names import HOOK_NAMES
+from .._lock import source_tree_lock
+from .._record import read_marks, write_marks
+from ..errors import SourceTreeLockError
+
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Generator, Iterable
+
+    from .._holder import Wait
+
+#: Tells the builds that a hook starts in the same tree who keeps the marks: those of this file.
+_MARKED_VARIABLE = "SOURCE_TREE_LOCK_MARKED"
+#: Which mark is whose. Sdists share no file with other builds, and every hook writes metadata. Each
+#: Python builds extensions in directories of its own, and options may name others.
+_SDIST, _METADATA, _FIRST_BUILD = range(3)
+#: Values of a mark. *Unfinished* concerns every build in the tree, *elsewhere* only one that uses
+#: the same directories as the build that was cut short: others have been built anew since.
+_FINISHED, _UNFINISHED, _ELSEWHERE = b"\n!?"
 
 
 def __getattr__(name: str) -> Any:
-    # Python looks up other names with two underscores by itself, which needs no setuptools.
-    if name.startswith("__") and name not in ("__all__", "__legacy__"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ._backend import look_up
+    if name.startswith("_") and name not in ("__all__", "__legacy__"):
+        hint = "a backend made of setuptools' classes takes the lock with source_tree_lock()"
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r} ({hint})")
+    backend = importlib.import_module("setuptools.build_meta")
+    value = getattr(backend, name)
+    if name in HOOK_NAMES:
+        value = _locked(value)
+    elif name == "__legacy__":
+        hooks = [each for each in HOOK_NAMES if hasattr(value, each)]
+        value = types.SimpleNamespace(**{each: _locked(getattr(value, each)) for each in hooks})
+    return globals().setdefault(name, value)
 
-    return look_up(name)
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *importlib.import_module("setuptools.build_meta").__all__})
+
+
+def _locked(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, which runs while this process holds the working directory."""
+
+    @functools.wraps(hook)
+    def locked(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            try:
+                lock = source_tree_lock(on_wait=_say, after_wait=_say_over)
+                stack.enter_context(lock)
+            except (SourceTreeLockError, OSError, RuntimeError, ValueError) as error:
+                # Frontends show this as one line, without a traceback.
+                raise SystemExit(f"source-tree-lock: {error}") from error
+            # A setup.py may start builds of its own tree.
+            stack.enter_context(_environ(lock.environ))
+            settings = kwargs.get("config_settings", args[1] if len(args) > 1 else None)
+            stack.enter_context(_marked(hook.__name__, settings))
+            return hook(*args, **kwargs)
+
+    return locked
+
+
+@contextmanager
+def _environ(variables: dict[str, str]) -> Generator[None, None, None]:
+    """Set variables of the environment."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _marked(hook: str, settings: object) -> Generator[None, None, None]:
+    """Mark the tree while a hook writes into it; build anew what was cut short before."""
+    hold = current_hold()
+    lock_file = None if hold is None else hold.base
+    marks = b""
+    if lock_file is not None and os.environ.get(_MARKED_VARIABLE) != lock_file:
+        with suppress(OSError):
+            marks = read_marks(lock_file)
+    if lock_file is None or not marks:
+        yield
+        return
+    builds = hook in ("build_editable", "build_wheel")
+    own = _own_marks(hook, settings, len(marks))
+    unfinished = {each for each in own if marks[each] != _FINISHED}
+    if builds:
+        unfinished.update(n for n, mark in enumerate(marks) if mark == _UNFINISHED and n != _SDIST)
+    _write(lock_file, [_UNFINISHED if n in own else mark for n, mark in enumerate(marks)])
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_environ({_MARKED_VARIABLE: lock_file}))
+            if unfinished:
+                # Imported late here and below: a fresh build environment has to compile it.
+                from ._cut_short import build_anew
+
+                only_metadata = unfinished == {_METADATA}
+                if not only_metadata:
+                    _say(f"the last build in {os.getcwd()} was cut short, so all is built anew")
+                stack.enter_context(build_anew(only_metadata=only_metadata))
+            yield
+    except BaseException as error:
+        from ._cut_short import may_have_left_half_a_file
+
+        if not may_have_left_half_a_file(error):
+            _write(lock_file, marks)
+        raise
+    if builds:
+        elsewhere = marks[_FIRST_BUILD:].replace(bytes([_UNFINISHED]), bytes([_ELSEWHERE]))
+        marks = marks[:_FIRST_BUILD] + elsewhere
+    _write(lock_file, [_FINISHED if n in own else mark for n, mark in enumerate(marks)])
+
+
+def _own_marks(hook: str, settings: object, count: int) -> set[int]:
+    """Which of so many marks a hook sets and clears."""
+    if hook not in ("build_editable", "build_wheel"):
+        return {_METADATA, _SDIST} if hook == "build_sdist" else {_METADATA}
+    python = f"{sys.platform} {sys.implementation.cache_tag} {getattr(sys, 'abiflags', '')}"
+    options = f"{python} {os.environ.get('DIST_EXTRA_CONFIG')} {settings}"
+    numbers = [zlib.crc32(each.encode(errors="replace")) for each in (python, options)]
+    return {_METADATA, *(_FIRST_BUILD + each % (count - _FIRST_BUILD) for each in numbers)}
+
+
+def _write(lock_file: str, marks: Iterable[int]) -> None:
+    # Another user's file, a full disk: builds go on without marks.
+    with suppress(OSError):
+        write_marks(lock_file, bytes(marks))
+
+
+def _say_over(wait: Wait) -> None:
+    _say(f"waited {in_words(wait.waited)} for {wait.tree}")
+
+
+def _say(words: object) -> None:
+    # No logging is set up in the process of a hook, but frontends show its stderr. There may be
+    # none, a closed one, or one that nobody reads.
+    with suppress(OSError, AttributeError, ValueError):
+        sys.stderr.write(f"source-tree-lock: {words}\n")
+        sys.stderr.flush()
