@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ._hold import Hold, Owner, hold_of
 from ._holder import Wait, is_info_logged
-from ._kernel_lock import READ_ONLY, Identity, KernelLock, guard
+from ._kernel_lock import READ_ONLY, Identity, KernelLock, guard, in_child
 from ._paths import (
     INFO,
     RESTARTS,
@@ -44,7 +44,6 @@ class Request:
 
     Attributes:
         for_children: whether the tree is held only on behalf of child processes.
-        reports: what has been said of the wait of each owner, by task, greenlet or thread.
     """
 
     def __init__(
@@ -63,12 +62,17 @@ class Request:
         self.after_wait = after_wait
         self.is_silent = on_wait is None and while_waiting is None and after_wait is None
         self.for_children = for_children
-        self.reports: weakref.WeakKeyDictionary[object, Report] = weakref.WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[object, ...]:
         """A pickled request has no reports: they are about owners of this process."""
         callbacks = (self.on_wait, self.while_waiting, self.after_wait)
         return Request, (self.digest, self.lock_dir, *callbacks, self.for_children)
+
+
+#: What has been said of the waits of each owner, by tree: a loop of short attempts is one wait.
+#: Used under `guard`.
+_reports: weakref.WeakKeyDictionary[object, dict[Identity, Report]] = weakref.WeakKeyDictionary()
+in_child(_reports.clear)
 
 
 class Entry:
@@ -126,9 +130,13 @@ class Entry:
         return self._is_entered()
 
     def _is_entered(self) -> bool:
-        if self.hold is not None and self._waiting is not None:
+        if self.hold is None:
+            return False
+        if _reports:
+            self.reports.pop(self.hold.tree.identity, None)
+        if self._waiting is not None:
             self._waiting.end()
-        return self.hold is not None
+        return True
 
     def _steps(self) -> Generator[Pause, None, None]:
         """Give what to wait for, until the tree is entered or the time is up.
@@ -232,7 +240,7 @@ class Entry:
             except OSError:
                 continue  # nobody could lock it
             try:
-                if not inner.try_lock():
+                if not try_lock(inner):
                     self._blocked_below = path
                     return False
             finally:
@@ -266,6 +274,12 @@ class Entry:
     def is_time_up(self) -> bool:
         """Whether the time is up."""
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+    @property
+    def reports(self) -> dict[Identity, Report]:
+        """What has been said of the waits of its owner, by tree."""
+        with guard:
+            return _reports.setdefault(self.owner.who, {})
 
     @property
     def identity(self) -> Identity:

@@ -25,7 +25,7 @@ from ._system import DIRECTORY, HAS_QUEUE, SAFE
 from .errors import NoLockFile
 
 if TYPE_CHECKING:
-    from ._acquire import Entry
+    from ._acquire import Entry, Request
 
 #: How often `while_waiting` is called, in seconds.
 TICK = 0.25
@@ -65,21 +65,25 @@ class Report:
     holder is in the way.
 
     Attributes:
-        tree: the tree that is waited for.
-        holder: who held it when the wait began.
+        holder: who held the tree when the wait began.
+        callbacks: those of the wait.
         started: when that was, by `time.monotonic`.
         next_tick: when `while_waiting` is due.
         next_check: when it is due to check whether the wait can end.
         is_warned: whether a warning said who holds the tree.
     """
 
-    def __init__(self, tree: object, holder: Holder | None, started: float) -> None:
-        self.tree = tree
-        self.holder = holder
+    def __init__(self, request: Request, started: float) -> None:
+        self.holder: Holder | None = None
+        self.callbacks = request.on_wait, request.while_waiting, request.after_wait
         self.started = started
         self.next_tick = started + TICK
         self.next_check = started + CHECK_AFTER
         self.is_warned = False
+
+    def is_same(self, other: Report) -> bool:
+        """Whether another attempt goes on with this wait."""
+        return (self.holder, self.callbacks) == (other.holder, other.callbacks)
 
 
 class Waiting:
@@ -89,7 +93,7 @@ class Waiting:
         self._entry = entry
         self._nap = _FIRST_NAP
         self._holder: Holder | None = None
-        self._report = Report(entry.identity, None, entry.started)
+        self._report = Report(entry.request, entry.started)
         self._is_begun = False
 
     def _begin(self) -> None:
@@ -98,12 +102,12 @@ class Waiting:
         entry, request = self._entry, self._entry.request
         _deadlocks.add_waiting(entry)
         _deadlocks.refuse_endless_wait(entry, is_green=green_sleep() is not None)
-        self._holder = self._report.holder = self._find_holder()
-        before = request.reports.get(entry.owner.who)
-        if before is not None and (before.tree, before.holder) == (entry.identity, self._holder):
+        report, before = self._report, entry.reports.get(entry.identity)
+        self._holder = report.holder = self._find_holder()
+        if before is not None and before.is_same(report):
             self._report = before
             return
-        request.reports[entry.owner.who] = self._report
+        entry.reports[entry.identity] = report
         if is_info_logged():
             logger().info("%s", self._wait())
         if self._holder is not None:
@@ -139,7 +143,6 @@ class Waiting:
 
     def end(self) -> None:
         """The tree is held: report that the wait is over."""
-        self._entry.request.reports.pop(self._entry.owner.who, None)
         if self._entry.request.after_wait is not None:
             self._entry.request.after_wait(self._wait())
 
