@@ -63,11 +63,6 @@ class Request:
         self.is_silent = on_wait is None and while_waiting is None and after_wait is None
         self.for_children = for_children
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """A pickled request has no reports: they are about owners of this process."""
-        callbacks = (self.on_wait, self.while_waiting, self.after_wait)
-        return Request, (self.digest, self.lock_dir, *callbacks, self.for_children)
-
 
 #: What has been said of the waits of each owner, by tree: a loop of short attempts is one wait.
 #: Used under `guard`.
