@@ -1,4 +1,7 @@
-"""Waits that cannot end are refused; those that may never end are warned of."""
+"""Waits that cannot end are refused; those that may never end are warned of.
+
+Those of several processes are in holder/test_circle.py.
+"""
 
 from __future__ import annotations
 
@@ -6,167 +9,76 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-from in_line import WaitingTask, lock_file_of, waiting_in_line
-from support import (
-    LIMIT,
-    Child,
-    held_elsewhere,
-    is_free,
-    wait_until,
-    wait_until_asleep,
-)
+from in_line import WaitingTask, lock_file, until_waiting
+from support import LIMIT, Child, held_elsewhere, in_thread, is_free, wait_until, wait_until_asleep
 
-from source_tree_lock import Wait, _kernel_lock, _queue, source_tree_lock
+from source_tree_lock import Wait, _deadlocks, _queue, _wait, source_tree_lock
 
+__all__ = ["lock_file"]  # a fixture
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
 
 
-@pytest.fixture
-def lock_file(tree: Path) -> Iterator[Path]:
-    yield from lock_file_of(tree)
+async def enter(tree: Path) -> None:
+    async with source_tree_lock(tree):
+        raise AssertionError("two owners inside")
+
+
+async def enter_plainly(tree: Path) -> None:
+    with source_tree_lock(tree, timeout=LIMIT):
+        raise AssertionError("two owners inside")
+
+
+def refused(words: str) -> object:
+    """A `RuntimeError` that says what to do, and never to enter in a thread's name."""
+    return pytest.raises(RuntimeError, match=rf"^(?!.*to_thread).*{words}")
 
 
 # Waits that cannot end
 
 
-@pytest.mark.parametrize("timeout", [None, LIMIT])
-def test_a_plain_entry_while_a_task_of_this_loop_holds_is_refused_at_once(
-    timeout: float | None, tree: Path, no_leaks: object
+def test_a_plain_entry_while_a_task_of_this_loop_holds_is_refused(
+    tree: Path, no_leaks: object
 ) -> None:
     async def main() -> None:
         async with source_tree_lock(tree):
-
-            async def plain() -> None:
-                with source_tree_lock(tree, timeout=timeout):
-                    raise AssertionError("two tasks inside")
-
-            with pytest.raises(RuntimeError, match=r"async with.*to_thread"):
-                await asyncio.create_task(plain())
+            with refused("use `async with`"):  # type: ignore[attr-defined]
+                await asyncio.create_task(enter_plainly(tree))
             assert not is_free(tree)
 
     asyncio.run(main())
     assert is_free(tree)
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_an_entry_in_a_loop_inside_this_threads_own_hold_is_refused_at_once(
-    asynchronous: bool, tree: Path, no_leaks: object
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+@pytest.mark.parametrize("way", [enter, enter_plainly])
+def test_an_entry_in_a_loop_while_this_thread_holds_outside_of_it_is_refused(
+    way: Callable[[Path], Awaitable[None]], loop: str, tree: Path, no_leaks: object
 ) -> None:
-    async def main() -> None:
-        if asynchronous:
-            async with source_tree_lock(tree):
-                raise AssertionError("two owners inside")
-        with source_tree_lock(tree):
-            raise AssertionError("two owners inside")
-
     with source_tree_lock(tree):
-        with pytest.raises(RuntimeError, match=r"hold it inside the loop"):
-            asyncio.run(main())
+        with refused("hold it inside the loop"):  # type: ignore[attr-defined]
+            trio.run(way, tree) if loop == "trio" else asyncio.run(way(tree))  # type: ignore[arg-type]
         assert not is_free(tree)
     assert is_free(tree)
 
 
-def test_an_attempt_that_does_not_wait_is_never_refused(tree: Path) -> None:
-    async def main() -> bool:
-        return source_tree_lock(tree).acquire(blocking=False)
-
-    with source_tree_lock(tree):
-        assert asyncio.run(main()) is False
-
-
-def test_a_trio_loop_inside_this_threads_own_hold_is_refused_at_once(tree: Path) -> None:
-    async def main() -> None:
-        source_tree_lock(tree).acquire()
-
-    with source_tree_lock(tree), pytest.raises(RuntimeError, match="very thread"):
-        trio.run(main)
-
-
-#: Waits, and is interrupted by a handler that enters the same tree. Arguments: the tree, a timeout.
-ENTERS_IN_A_HANDLER = """
-    import signal, source_tree_lock._handover, source_tree_lock._waiting  # no import under way
-    from source_tree_lock import source_tree_lock
-    def handler(*_):
-        tell("interrupted")
-        try:
-            with source_tree_lock(sys.argv[1]):
-                tell("the handler is in")
-        except RuntimeError as error:
-            tell(error)
-    signal.signal(signal.SIGUSR1, handler)
-    with source_tree_lock(sys.argv[1], timeout=eval(sys.argv[2])):
-        tell("in")
-    signal.raise_signal(signal.SIGUSR1)  # now it may
-    tell("free" if source_tree_lock(sys.argv[1]).acquire(timeout=0) else "held")
-"""
-
-
-@pytest.mark.parametrize(
-    ("timeout", "waits_for"), [(3600, "lock file"), (3600, "tree"), (None, "tree")]
-)
-def test_what_interrupts_a_wait_does_not_wait_in_its_midst(
-    timeout: int | None, waits_for: str, tree: Path, lock_file: Path, tmp_path: Path
-) -> None:
-    """The interrupted wait has the lock file, or may be granted it, and can do nothing with it."""
-    environ = {"TMPDIR": str(tmp_path)} if waits_for == "tree" else {}
-    with (
-        held_elsewhere(tree, environ=environ) as holder,
-        Child(ENTERS_IN_A_HANDLER, tree, timeout) as waiter,
-    ):
-        if waits_for == "tree":
-            wait_until(lambda: not is_free(lock_file))
-        else:
-            wait_until_asleep(waiter.pid)
-        os.kill(waiter.pid, signal.SIGUSR1)
-        waiter.expect("interrupted")
-        assert "being entered by this very thread" in waiter.line()
-        holder.say()
-        for words in ("in", "interrupted", "the handler is in", "free"):
-            waiter.expect(words)
-
-
-def test_what_interrupts_a_wait_that_was_just_granted_does_not_wait_in_its_midst(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
-) -> None:
-    """The lock is there, and what is to note it has not run yet."""
-    refused: list[bool] = []
-    with source_tree_lock(tree):
-        assert _kernel_lock._calls is not None
-    try_lock, wait, unlock = _kernel_lock._calls
-
-    def interrupted(descriptor: int) -> bool:
-        granted = try_lock(descriptor)
-        if granted and not refused:
-            refused.append(True)
-            with pytest.raises(RuntimeError, match="being entered"):
-                source_tree_lock(tree).acquire()
-        return granted
-
-    monkeypatch.setattr(_kernel_lock, "_calls", (interrupted, wait, unlock))
-    with source_tree_lock(tree):
-        assert refused
-
-
 @pytest.mark.parametrize("waits_for", ["lock file", "tree"])
-@pytest.mark.parametrize("timeout", [None, LIMIT])
-def test_a_plain_entry_beside_a_task_that_waits_in_the_same_loop_is_refused_at_once(
-    timeout: float | None, waits_for: str, tree: Path, tmp_path: Path, lock_file: Path
+def test_a_plain_entry_beside_a_task_that_waits_in_the_same_loop_is_refused(
+    waits_for: str, tree: Path, tmp_path: Path, lock_file: Path, no_leaks: object
 ) -> None:
-    """What the task is granted could never be told to it."""
+    """The task could not take what it is granted. It may have the lock file already."""
 
     async def main() -> None:
         task = asyncio.create_task(source_tree_lock(tree).__aenter__())
-        in_line = partial(waiting_in_line, lock_file)
-        while is_free(lock_file) if waits_for == "tree" else not in_line():  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        with pytest.raises(RuntimeError, match=r"in a task of its event loop.*async with"):
-            source_tree_lock(tree, timeout=timeout).acquire()
+        await until_waiting(tree if waits_for == "tree" else lock_file, 1)
+        with refused("in a task .*use `async with`"):  # type: ignore[attr-defined]
+            await enter_plainly(tree)
         assert not source_tree_lock(tree).acquire(blocking=False)
         holder.say()
         await (await task).__aexit__(None, None, None)
@@ -179,13 +91,11 @@ def test_a_plain_entry_beside_a_task_that_waits_in_the_same_loop_is_refused_at_o
 def test_a_plain_entry_beside_a_stopped_loop_whose_task_was_granted_the_lock_is_refused(
     tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
-    # So long, the line's thread does not look whether the loop still runs.
-    monkeypatch.setattr(_queue, "_FIRST_PAUSE", LIMIT)
+    monkeypatch.setattr(_queue, "_LOOK_EVERY", LIMIT)  # so long, the task keeps the lock file
     with held_elsewhere(tree) as holder:
         waiting = WaitingTask(tree, lock_file)
-        assert not source_tree_lock(tree).acquire(timeout=0.01)
         waiting.run_once(partial(waiting.let_grant, holder))
-        with pytest.raises(RuntimeError, match="being entered"):
+        with refused("use `async with`"):  # type: ignore[attr-defined]
             source_tree_lock(tree).acquire()
         waiting.loop.run_until_complete(waiting.task)
         with source_tree_lock(tree):
@@ -193,104 +103,146 @@ def test_a_plain_entry_beside_a_stopped_loop_whose_task_was_granted_the_lock_is_
         waiting.loop.close()
 
 
-def test_a_wait_that_was_interrupted_hinders_no_later_one(tree: Path) -> None:
-    script = """
-        import signal
-        from source_tree_lock import LockTimeout, source_tree_lock
-        def handler(*_):
-            raise KeyError("interrupted")
-        signal.signal(signal.SIGUSR1, handler)
-        try:
-            source_tree_lock(sys.argv[1], timeout=3600).acquire()
-        except KeyError as error:
-            kept = error  # and with its traceback all that it was raised in
+def test_two_trees_of_one_lock_file_cannot_be_held_inside_each_other(
+    tree: Path, tmp_path: Path, no_leaks: object
+) -> None:
+    def same(path: Path) -> str:
+        return "same"
+
+    with source_tree_lock(tree, digest=same):
+        lock = source_tree_lock(tmp_path, digest=same)
+        with refused("has the same lock file .*a lock file of its own"):  # type: ignore[attr-defined]
+            lock.acquire()
+        assert in_thread(lambda: lock.acquire(timeout=0.01)) is False  # another thread waits
+    with lock:
+        pass
+
+
+#: Waits, and is interrupted by a handler that enters the same tree. Argument: the tree.
+ENTERS_IN_A_HANDLER = """
+    import signal
+    from source_tree_lock import _deadlocks, _handover, _wait  # no import under way
+    from source_tree_lock import source_tree_lock
+    def handler(*_):
         tell("interrupted")
         try:
-            source_tree_lock(sys.argv[1], timeout=0.05).__enter__()
-        except LockTimeout:
-            tell("timed out")
-    """
-    with held_elsewhere(tree), Child(script, tree) as waiter:
+            with source_tree_lock(sys.argv[1]):
+                tell("the handler is in")
+        except RuntimeError as error:
+            tell(error)
+    signal.signal(signal.SIGUSR1, handler)
+    with source_tree_lock(sys.argv[1]):
+        tell("in")
+    signal.raise_signal(signal.SIGUSR1)  # now it may
+    tell("free" if source_tree_lock(sys.argv[1]).acquire(timeout=0) else "held")
+"""
+
+
+@pytest.mark.parametrize("waits_for", ["lock file", "tree"])
+def test_what_interrupts_a_wait_does_not_wait_in_its_midst(
+    waits_for: str, tree: Path, lock_file: Path, tmp_path: Path
+) -> None:
+    environ = {"TMPDIR": str(tmp_path)} if waits_for == "tree" else {}
+    holding = held_elsewhere(tree, environ=environ)
+    with holding as holder, Child(ENTERS_IN_A_HANDLER, tree) as waiter:
         wait_until_asleep(waiter.pid)
         os.kill(waiter.pid, signal.SIGUSR1)
         waiter.expect("interrupted")
-        waiter.expect("timed out")
+        assert "in code that was interrupted" in waiter.line()
+        holder.say()
+        for words in ("in", "interrupted", "the handler is in", "free"):
+            waiter.expect(words)
 
 
-# Waits that may never end; those of processes are in holder/test_circle.py
+def test_a_wait_that_was_interrupted_hinders_no_later_one(tree: Path) -> None:
+    class Interrupted(Exception):
+        pass
 
+    def interrupt(wait: Wait) -> None:
+        raise Interrupted
 
-def messages(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno == level]
-
-
-class Told(Exception):
-    """Ends a wait once all has been said that is said at its beginning."""
-
-
-def stop_once_told(_: Wait) -> None:
-    raise Told
-
-
-def test_a_thread_that_the_holder_waits_for_is_warned_about_once(
-    tree: Path, caplog: pytest.LogCaptureFixture, no_leaks: object
-) -> None:
-    async def main() -> None:
-        async with source_tree_lock(tree):
-            await asyncio.to_thread(source_tree_lock(tree, on_wait=stop_once_told).acquire)
-
-    with pytest.raises(Told):
-        asyncio.run(main())
-    [warning] = messages(caplog, logging.WARNING)
-    assert str(tree) in warning
-    assert "started this one" in warning
-
-
-def test_a_child_task_that_the_holder_waits_for_is_warned_about_once(
-    tree: Path, caplog: pytest.LogCaptureFixture, no_leaks: object
-) -> None:
-    async def child() -> None:
-        async with source_tree_lock(tree, on_wait=stop_once_told):
-            raise AssertionError("two tasks inside")
-
-    async def main() -> None:
-        async with source_tree_lock(tree):
-            with pytest.raises(Told):
-                await asyncio.create_task(child())
-
-    asyncio.run(main())
-    [warning] = messages(caplog, logging.WARNING)
-    assert str(tree) in warning
-
-
-def test_a_task_that_was_started_outside_the_hold_is_not_warned_about(
-    tree: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        held, waiting = asyncio.Event(), asyncio.Event()
-
-        async def second() -> None:
-            await held.wait()
-            async with source_tree_lock(tree, on_wait=lambda holder: waiting.set()):
-                pass
-
-        task = asyncio.create_task(second())
-        async with source_tree_lock(tree):
-            held.set()
-            await asyncio.wait_for(waiting.wait(), LIMIT)
-        await asyncio.wait_for(task, LIMIT)
-
-    asyncio.run(main())
-    assert messages(caplog, logging.WARNING) == []
-
-
-def test_a_thread_of_trio_that_the_holder_waits_for_is_warned_about(
-    tree: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
+    with held_elsewhere(tree) as holder:
+        with pytest.raises(Interrupted) as kept:  # and with it all that it was raised in
+            source_tree_lock(tree, while_waiting=interrupt).acquire()
+        assert not source_tree_lock(tree).acquire(timeout=0.3)
+        holder.say()
         with source_tree_lock(tree):
-            await trio.to_thread.run_sync(source_tree_lock(tree, on_wait=stop_once_told).acquire)
+            assert kept
 
-    with pytest.raises(Told):
-        trio.run(main)
-    assert len(messages(caplog, logging.WARNING)) == 1
+
+def test_an_attempt_that_does_not_wait_is_never_refused(tree: Path) -> None:
+    async def main() -> bool:
+        return source_tree_lock(tree).acquire(blocking=False)
+
+    with source_tree_lock(tree):
+        assert asyncio.run(main()) is False
+
+
+# Waits that may never end
+
+
+class Warned(Exception):
+    """Ends a wait that was warned of."""
+
+
+def _pool(tree: Path, lock: source_tree_lock) -> None:
+    with source_tree_lock(tree), ThreadPoolExecutor(1) as pool:
+        pool.submit(lock.acquire).result()
+
+
+def _to_thread(tree: Path, lock: source_tree_lock) -> None:
+    async def main() -> None:
+        async with source_tree_lock(tree):
+            await asyncio.to_thread(lock.acquire)
+
+    asyncio.run(main())
+
+
+def _child_task(tree: Path, lock: source_tree_lock) -> None:
+    async def main() -> None:
+        async with source_tree_lock(tree):
+            await asyncio.create_task(lock.__aenter__())
+
+    asyncio.run(main())
+
+
+def _trio_thread(tree: Path, lock: source_tree_lock) -> None:
+    async def main() -> None:
+        async with source_tree_lock(tree):
+            await trio.to_thread.run_sync(lock.acquire)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("waits", [_pool, _to_thread, _child_task, _trio_thread])
+def test_a_wait_for_another_thread_or_task_of_this_process_is_warned_of_once(
+    waits: Callable[[Path, source_tree_lock], None],
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    no_leaks: object,
+) -> None:
+    def stop(wait: Wait) -> None:
+        if wait.waited > 1 and caplog.records:  # a second warning would have come by then
+            raise Warned
+
+    assert _deadlocks._WARN_OF_OWN_AFTER == 4
+    monkeypatch.setattr(_wait, "CHECK_AFTER", 0.1)
+    monkeypatch.setattr(_deadlocks, "_WARN_OF_OWN_AFTER", 0.2)
+    with pytest.raises(Warned):
+        waits(tree, source_tree_lock(tree, while_waiting=stop))
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(tree) in record.getMessage()
+    assert "another thread of this process" in record.getMessage()
+    assert "Release the tree before you wait" in record.getMessage()
+
+
+def test_a_short_wait_for_another_thread_is_not_warned_of(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_wait, "CHECK_AFTER", 0.05)
+    with source_tree_lock(tree):
+        assert in_thread(lambda: source_tree_lock(tree).acquire(timeout=0.5)) is False
+    wait_until(lambda: is_free(tree))
+    assert caplog.records == []

@@ -332,7 +332,7 @@ def test_a_timeout_says_which_tree_how_long_and_who_held_it(tree: Path) -> None:
 
 def test_an_unknown_holder_is_called_so(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("source_tree_lock._proc.find_holder", lambda *_: None)
-    with held_elsewhere(tree), pytest.raises(LockTimeout, match="by an unknown process$") as caught:
+    with held_elsewhere(tree), pytest.raises(LockTimeout, match=r"an unknown process$") as caught:
         source_tree_lock(tree, timeout=0.01).acquire()
     assert caught.value.holder is None
 

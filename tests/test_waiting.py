@@ -109,7 +109,8 @@ def wait():
 wait()
 heard()
 def is_open(path):  # its thread may be about to close what it was granted for nobody
-    return path in [os.path.realpath(f"/proc/self/fd/{{each}}") for each in os.listdir("/proc/self/fd")]
+    return path in [os.path.realpath(f"{{fds}}/{{each}}") for each in os.listdir(fds)]
+fds = "/proc/self/fd"
 while is_open(os.path.realpath(tree)):
     time.sleep(0.001)
 tell("left nothing open")
