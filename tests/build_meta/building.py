@@ -105,13 +105,7 @@ class Project:
         arguments = [] if "_for_" in hook else [str(self.out)]
         code = prelude + _BUILD.format(backend=backend, hook=hook, settings=settings)
         return subprocess.run(
-            [
-                *prefix,
-                sys.executable,
-                "-c",
-                code,
-                *([str(self.out)] if "_for_" not in hook else []),
-            ],
+            [*prefix, sys.executable, "-c", code, *arguments],
             cwd=self.tree,
             capture_output=True,
             text=True,

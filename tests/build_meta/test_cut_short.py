@@ -103,8 +103,8 @@ SHORT = ("not at all", "base outside", "pyproject.toml", "a command")
 def test_wherever_a_build_is_killed_the_next_one_is_right_and_says_so(
     tmp_path: Path, long_run: bool
 ) -> None:
-    for way in WAYS if long_run else SHORT:
-        project = Project(tmp_path / way)
+    for number, way in enumerate(WAYS if long_run else SHORT):
+        project = Project(tmp_path / str(number))
         settings = name_build_directory(project, *WAYS[way])
         alone, _ = project.build(settings=settings)
         everything = set(project.compiled())
