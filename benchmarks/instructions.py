@@ -5,11 +5,10 @@
 Counts the instructions of a free enter and leave in user space (callgrind, of valgrind), and what
 the first hook of our backend adds to a process that has setuptools loaded: instructions with the
 library compiled and not compiled yet, also as a ratio to filelock's, modules, and system calls
-(strace). Exit status: 1 if one is above the number given. Numbers differ between versions of Python.
+(strace). Exit status: 1 if one is above the number given. Each Python has numbers of its own.
 """
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -80,7 +79,8 @@ def main() -> int:
         for state in states:
             cost = {use: _instructions(scripts[use, state], environ) - nothing for use in USES}
             for use in (hook, lock):
-                words = f"instructions of {use}, {state}: {cost[use] / cost[filelock]:.3f} of filelock's"
+                ratio = f"{cost[use] / cost[filelock]:.3f} of filelock's"
+                words = f"instructions of {use}, {state}: {ratio}"
                 limit = limits.hook if (use, state) == (hook, "compiled") else None
                 found.append((words, cost[use], limit))
     found.append((f"modules in a hook: {' '.join(modules)}", len(modules), limits.modules))
