@@ -14,20 +14,14 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from support import LIMIT, Child, stop_for_good, wait_until
+from support import Child, stop_for_good, unshared, wait_until
 
 from source_tree_lock import Holder, LockTimeout, Wait, source_tree_lock
-from source_tree_lock._holder import processes
-from source_tree_lock._holder.processes import host
-from source_tree_lock._system import RECORD_START
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-
-
 root_only = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounts and namespaces, as root"
 )
-
 
 #: Holds the lock file itself, by a bare flock(2), and tells it. Arguments: the lock file.
 BARE = """
@@ -37,9 +31,7 @@ BARE = """
     tell("held")
     heard()
 """
-
-
-#: Waits for a tree and tells whom for, after what is logged. Arguments: the tree.
+#: Waits for a tree and tells for which holder, after what is logged. Arguments: the tree.
 WAIT = """
     import logging
     from source_tree_lock import source_tree_lock
@@ -47,66 +39,66 @@ WAIT = """
     with source_tree_lock(sys.argv[1], on_wait=lambda wait: tell("for", wait.holder)):
         tell("entered")
 """
+#: Enters a tree and becomes another program: its record stays, and its pid lives. Arguments: the
+#: tree, the lock directory.
+BECOMES_ANOTHER = """
+    import os
+    from source_tree_lock import source_tree_lock
+    lock = source_tree_lock(sys.argv[1], lock_dir=sys.argv[2])
+    lock.acquire()
+    os.execvp("sh", ["sh", "-c", "echo other; read line"])
+"""
 
 
-def whom_a_wait_is_for(tree: Path) -> Holder | None:
-    """Whom a waiting process names: in `on_wait`, in the error and when it looks."""
+def awaited_holder(tree: Path) -> Holder | None:
+    """The holder that a wait names: in `on_wait`, in the error and when it looks."""
     waits: list[Wait] = []
     timeout = 0.02
-    while not waits:  # on a loaded machine, the first attempt alone takes longer
-        with (
-            pytest.raises(LockTimeout) as caught,
-            source_tree_lock(tree, timeout=timeout, on_wait=waits.append),
-        ):
-            pass
+    while not waits:  # on a busy machine, the first attempt alone takes longer
+        with pytest.raises(LockTimeout) as caught:
+            source_tree_lock(tree, timeout=timeout, on_wait=waits.append).acquire()
         timeout *= 2
     [wait] = waits
-    assert wait.holder == caught.value.holder
     looked = source_tree_lock(tree).holder()
-    assert looked == wait.holder
+    assert looked == wait.holder == caught.value.holder
     return looked
 
 
 @contextmanager
-def flock_1(lock_file: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """flock(1) holds a file until the end of the block."""
+def flock_1(lock_file: Path, *options: str) -> Iterator[int]:
+    """flock(1) holds a file until the end of the block; its pid."""
     lock_file.touch()
-    with subprocess.Popen(
-        ["flock", *options, str(lock_file), "sh", "-c", "echo; exec cat"],
-        stdin=PIPE,
-        stdout=PIPE,
-        start_new_session=True,
-    ) as process:
+    command = ["flock", *options, str(lock_file), "sh", "-c", "echo; exec cat"]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"\n"
         try:
-            yield process
+            yield process.pid
         finally:
             stop_for_good(process)
 
 
 def record_of(lock_file: Path) -> dict[str, object]:
-    """What the lock file says."""
-    found = json.loads(lock_file.read_bytes()[RECORD_START:])
+    """What the lock file says (POSIX)."""
+    found = json.loads(lock_file.read_bytes()[:512])
     assert isinstance(found, dict)
     return found
 
 
 def put(lock_file: Path, record: bytes) -> None:
-    """Have the lock file say anything."""
-    with open(lock_file, "r+b" if lock_file.exists() else "w+b") as file:
-        file.seek(RECORD_START)
-        file.truncate()
-        file.write(record)
+    """Have the lock file say anything (POSIX)."""
+    lock_file.write_bytes(record)
 
 
 def a_record(**changes: object) -> bytes:
     """The record of this very process, but for some changes."""
     fields = {
         "pid": os.getpid(),
-        "host": host(),
+        "host": os.uname().nodename,
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,
+        "user": str(os.geteuid()),
         "program": "build",
-        "pid_namespace": processes.pid_namespace(),
         "since": time.time(),
         "token": "ab" * 16,
         **changes,
@@ -118,29 +110,11 @@ def a_record(**changes: object) -> bytes:
 OWN_PIDS = ("--pid", "--fork", "--kill-child", "--mount-proc")
 
 
-def unshared(*options: str) -> tuple[str, ...]:
-    """What gives a command that follows namespaces of its own; skips where it may not."""
-    if shutil.which("unshare") is None:
-        pytest.skip("needs unshare(1)")
-    tried = subprocess.run(["unshare", *options, "true"], capture_output=True, timeout=LIMIT)
-    if tried.returncode:
-        pytest.skip(f"no namespaces here: {tried.stderr.decode().strip()}")
-    return "unshare", *options
-
-
 @contextmanager
-def in_another_pid_namespace(script: str, *arguments: object) -> Iterator[Child]:
-    """A child that cannot see the processes of this namespace."""
-    with Child(script, *arguments, prefix=unshared(*OWN_PIDS)) as child:
-        yield child
-
-
-@contextmanager
-def on_host(name: str, script: str, *arguments: object, own_pids: bool = True) -> Iterator[Child]:
-    """A process on a host of this name, which shares all its files with the others."""
+def on_host(name: str, script: str, *arguments: object) -> Iterator[Child]:
+    """A process on a host of this name with pids of its own, which shares all files."""
     rename = f'hostname {name}; exec "$@"'
-    unshare = unshared("--uts", *(OWN_PIDS if own_pids else ()))
-    prefix = (*unshare, "sh", "-c", rename, "sh")
+    prefix = (*unshared("--uts", *OWN_PIDS), "sh", "-c", rename, "sh")
     with Child(script, *arguments, prefix=prefix) as child:
         yield child
 

@@ -1,12 +1,11 @@
-"""Processes that wait for each other in a circle are found and named, and nobody else is."""
+"""Processes that wait for each other in a circle are found and named, and no others are."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,35 +13,34 @@ import pytest
 from support import (
     LIMIT,
     Child,
-    is_free,
     own_mounts,
-    start,
+    stop_for_good,
+    uv_build,
     wait_until,
     wait_until_blocked,
     waiters,
     write_project,
 )
 
-from source_tree_lock import source_tree_lock
-from source_tree_lock._deadlocks import warn_of_circle
-from source_tree_lock._holder import circle
-from source_tree_lock._paths.tree import open_tree
+from source_tree_lock import _deadlocks, _wait, source_tree_lock
 
-from .crowd import linux_only
+from .crowd import flock_1, linux_only
 
 pytestmark = [
     linux_only,
-    pytest.mark.skipif(
-        not os.path.exists("/proc/locks"), reason="the kernel says nothing of locks"
-    ),
+    pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="no kernel's list of locks"),
 ]
 
-#: Takes a tree, and when it is told so another one inside, in a way that a test names. What is
-#: logged is told as well. Arguments: the two trees.
-TAKES_TWO = """
+#: What is logged is told as well.
+LOGS = """
     import asyncio, logging
     from source_tree_lock import LockTimeout, source_tree_lock
     logging.basicConfig(level="WARNING", stream=sys.stdout, format="warned: %(message)s")
+"""
+#: Takes a tree, and when it is told so another one inside. Arguments: the two trees.
+TAKES_TWO = (
+    LOGS
+    + """
     first, second = sys.argv[1:]
     with source_tree_lock(first):
         tell("held")
@@ -50,18 +48,10 @@ TAKES_TWO = """
         {wait}
         tell("in")
 """
-WAITS = {
-    "for ever": "source_tree_lock(second).acquire()",
-    "bounded": f"source_tree_lock(second, timeout={LIMIT}).acquire()",
-    "in steps": "while not source_tree_lock(second).acquire(timeout=0.2): pass",
-    "steered": "source_tree_lock(second, while_waiting=lambda _: None).acquire()",
-    "kept": "lock = source_tree_lock(second)\n        while not lock.acquire(timeout=0.2): pass",
-}
-#: The same in a task, which holds both.
-TAKES_TWO_IN_A_TASK = """
-    import asyncio, logging
-    from source_tree_lock import source_tree_lock
-    logging.basicConfig(level="WARNING", stream=sys.stdout, format="warned: %(message)s")
+)
+IN_A_TASK = (
+    LOGS
+    + """
     async def main():
         async with source_tree_lock(sys.argv[1]):
             tell("held")
@@ -70,8 +60,18 @@ TAKES_TWO_IN_A_TASK = """
                 tell("in")
     asyncio.run(main())
 """
-SCRIPTS = {name: TAKES_TWO.format(wait=wait) for name, wait in WAITS.items() if name != "in steps"}
-SCRIPTS["in a task"] = TAKES_TWO_IN_A_TASK
+)
+WAITS = {
+    "for ever": TAKES_TWO.format(wait="source_tree_lock(second).acquire()"),
+    "steered": TAKES_TWO.format(
+        wait="source_tree_lock(second, timeout=60, while_waiting=lambda _: None).acquire()"
+    ),
+    "in short attempts": TAKES_TWO.format(
+        wait="while not source_tree_lock(second).acquire(timeout=0.2): pass"
+    ),
+    "in a task": IN_A_TASK,
+}
+RUN = [sys.executable, "-m", "source_tree_lock", "run", "--quiet"]
 
 
 @pytest.fixture
@@ -95,80 +95,108 @@ def started(stack: ExitStack, script: str, *arguments: object, **options: object
     return child
 
 
-def links(warning: str) -> list[tuple[int, str, str]]:
-    """Who holds what and waits for what, by a warning."""
+def command(stack: ExitStack, *words: object) -> Child:
+    """A command that has told `held`; its children end with it."""
+    script = "import os; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])"
+    child = started(stack, script, *words)
+    stack.callback(stop_for_good, child.process)
+    return child
+
+
+def links(warning: str) -> set[tuple[int, str, str]]:
+    """The processes, what each holds and what it waits for, by a warning."""
     assert warning.startswith("warned: Waiting for source tree '"), warning
-    assert "may never end" in warning
     assert "End one of them, or set a timeout; take several trees in one order" in warning
     found = re.findall(r"\(pid (\d+)\) holds '(.*?)' and waits for '(.*?)'", warning)
-    return [(int(pid), held, awaited) for pid, held, awaited in found]
+    us = re.findall(r"this process \(pid (\d+)\)(?:, for .*? \(pid (\d+)\),)? waits for", warning)
+    assert len(us) == 1
+    return {(int(pid), held, awaited) for pid, held, awaited in found}
 
 
-def circle_of(children: Sequence[Child], trees: Sequence[Path]) -> set[tuple[int, str, str]]:
-    """What is to be told of children that each hold a tree and wait for the next one's."""
-    after = [*trees[1:], trees[0]]
-    return {
-        (child.pid, str(held), str(awaited))
-        for child, held, awaited in zip(children, trees, after, strict=True)
-    }
-
-
-@pytest.mark.parametrize("number", [2, 3])
-@pytest.mark.parametrize("way", SCRIPTS)
-def test_processes_that_wait_for_each_other_are_all_named_with_their_trees(
-    way: str, number: int, trees: list[Path], ended: ExitStack
+@pytest.mark.parametrize(
+    ("way", "number", "own_temp_dirs"),
+    [*((way, 2, False) for way in WAITS), ("for ever", 3, False), ("for ever", 2, True)],
+)
+def test_processes_that_wait_for_each_other_are_named_with_their_trees(
+    way: str, number: int, own_temp_dirs: bool, trees: list[Path], ended: ExitStack
 ) -> None:
+    """With temporary directories of their own, they meet at the trees, not at the lock files."""
     some = trees[:number]
     after = [*some[1:], some[0]]
-    children = [started(ended, SCRIPTS[way], *pair) for pair in zip(some, after, strict=True)]
+    children = [
+        started(ended, WAITS[way], *pair, environ={"TMPDIR": str(pair[0])} if own_temp_dirs else {})
+        for pair in zip(some, after, strict=True)
+    ]
     for child in children:
         child.say()
-        if way != "kept":  # between two steps it stands in no queue
+        if way != "in short attempts":  # between two of them it stands in no queue
             wait_until_blocked(child.pid)
-    # Who came last looks when all of them wait.
-    assert set(links(children[-1].line())) == circle_of(children, some)
-
-
-@pytest.mark.parametrize("way", ["for ever", "bounded"])
-def test_a_circle_that_another_program_closes_later_is_found_then(
-    way: str, trees: list[Path], ended: ExitStack
-) -> None:
-    """flock(1) never looks; it takes the second tree when the wait has lasted longer than that."""
-    one, two, _ = trees
-    ours = started(ended, SCRIPTS[way], two, one)
-    command = ["flock", str(one), "sh", "-c", f"echo held; read word; exec flock '{two}' true"]
-    flock = started(ended, "import os; os.execvp(sys.argv[1], sys.argv[1:])", *command)
-    ours.say()
-    wait_until(lambda: not is_free(source_tree_lock(one).lock_file))
-    assert ours.is_silent(1.5)  # the first look is over: there is nothing to be seen
-    flock.say()
-    assert set(links(ours.line())) == {
-        (flock.pid, str(one), str(two)),
-        (ours.pid, str(two), str(one)),
+    # The last one checks when all of them wait.
+    assert links(children[-1].line()) == {
+        (child.pid, str(held), str(awaited))
+        for child, held, awaited in zip(children[:-1], some, after, strict=False)
     }
 
 
-@pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock(1)")
 @pytest.mark.parametrize("locked", ["lock file", "tree"])
-def test_a_flock_1_is_named_for_what_its_command_waits_for(
+def test_a_circle_that_another_program_closes_later_is_found_then(
     locked: str, trees: list[Path], ended: ExitStack
 ) -> None:
-    """Below it is the command of this library: it holds nothing itself, and waits."""
+    """flock(1) never checks; it takes the second lock when the wait has lasted longer than that."""
+    one, two, _ = trees
+    ours = started(ended, WAITS["for ever"], two, one)
+    first, second = one, two
+    if locked == "lock file":
+        first, second = (source_tree_lock(each).lock_file for each in (one, two))
+    flock = command(
+        ended, "flock", first, "sh", "-c", f"echo held; read word; exec flock '{second}' true"
+    )
+    ours.say()
+    wait_until_blocked(ours.pid)
+    assert ours.is_silent(1.5)  # the first check is over: there is nothing to be seen
+    flock.say()
+    assert links(ours.line()) == {(flock.pid, str(one), str(two))}
+
+
+@pytest.mark.parametrize("holds", ["flock lock file", "flock tree", "run"])
+def test_a_holder_is_named_for_what_its_command_waits_for(
+    holds: str, trees: list[Path], ended: ExitStack
+) -> None:
+    """The command, below flock(1) or `run`, holds nothing itself, and waits."""
     one, two, _ = trees
     lock_file = source_tree_lock(one).lock_file
     lock_file.touch()
-    run = f"'{sys.executable}' -m source_tree_lock run --quiet '{two}' -- true"
-    target = lock_file if locked == "lock file" else one
-    command = ["flock", str(target), "sh", "-c", f"echo held; read word; {run}"]
-    flock = started(ended, "import os; os.execvp(sys.argv[1], sys.argv[1:])", *command)
-    ours = started(ended, SCRIPTS["bounded"], two, one)
-    flock.say()
+    prefix = {
+        "flock lock file": ["flock", lock_file],
+        "flock tree": ["flock", one],
+        "run": [*RUN, one, "--"],
+    }[holds]
+    waits = " ".join(f"'{word}'" for word in [*RUN, two, "--", "true"])
+    other = command(ended, *prefix, "sh", "-c", f"echo held; read word; {waits}")
+    ours = started(ended, WAITS["for ever"], two, one)
+    other.say()
     wait_until(lambda: bool(waiters(source_tree_lock(two).lock_file)))
     ours.say()
-    assert set(links(ours.line())) == {
-        (flock.pid, str(one), str(two)),
-        (ours.pid, str(two), str(one)),
-    }
+    assert links(ours.line()) == {(other.pid, str(one), str(two))}
+
+
+def test_a_circle_through_a_lock_that_is_not_ours_is_found(
+    trees: list[Path], ended: ExitStack, tmp_path: Path
+) -> None:
+    """As with uv's lock of a cache entry, below which a hook waits for the tree."""
+    one, file = trees[0], tmp_path / "cache"
+    file.touch()
+    waits = LOGS + "    tell('held')\n    heard()\n    source_tree_lock(sys.argv[1]).acquire()\n"
+    ours = started(ended, waits, one, prefix=("flock", str(file)))
+    script = f"echo held; read word; exec flock '{file}' true"
+    other = command(ended, *RUN, one, "--", "sh", "-c", script)
+    other.say()
+    wait_until(lambda: bool(waiters(file)))
+    ours.say()
+    warning = ours.line()
+    assert links(warning) == {(other.pid, str(one), str(file))}
+    assert f"for flock (pid {ours.pid}), waits" in warning
+    other.kill()  # or else it gets what it waits for
 
 
 @pytest.mark.once
@@ -178,34 +206,61 @@ def test_a_real_uv_is_named_for_what_its_build_waits_for(
     """uv holds one tree; the `setup.py` that it runs there takes another, which we hold."""
     one, two, _ = trees
     pytest.importorskip("uv")
-    write_project(
-        one,
-        f"""
-        import sys
-        from source_tree_lock import source_tree_lock
-        if "bdist_wheel" in sys.argv:
-            source_tree_lock({str(two)!r}, timeout={LIMIT}).acquire()
-        """,
-    )
-    options = "--wheel --no-build-isolation --offline --no-config --no-cache --quiet".split()
-    build = [sys.executable, "-m", "uv", "build", *options, "--python", sys.executable, str(one)]
-    ours = started(ended, SCRIPTS["for ever"], two, one)
-    uv = start(*build, cwd=one)
-    try:
-        wait_until(lambda: bool(waiters(source_tree_lock(two).lock_file)))
-        ours.say()
-        warning = ours.line()
-        assert set(links(warning)) == {
-            (uv.pid, str(one), str(two)),
-            (ours.pid, str(two), str(one)),
-        }
-        assert f"uv (pid {uv.pid}) holds" in warning
-    finally:
-        uv.kill()
-        uv.communicate()
+    takes_two = f"source_tree_lock({str(two)!r}, timeout={LIMIT}).acquire()"
+    condition = 'if "bdist_wheel" in __import__("sys").argv:'
+    write_project(one, f"from source_tree_lock import *\n{condition}\n    {takes_two}")
+    ours = started(ended, WAITS["for ever"], two, one)
+    uv = uv_build(one)
+    ended.callback(uv.wait)
+    ended.callback(uv.kill)
+    wait_until(lambda: bool(waiters(source_tree_lock(two).lock_file)))
+    ours.say()
+    warning = ours.line()
+    assert links(warning) == {(uv.pid, str(one), str(two))}
+    assert f"uv (pid {uv.pid}) holds" in warning
 
 
 # No claim where there is none
+
+#: Takes all trees, one inside the other, and checks its waits again and again.
+IN_ONE_ORDER = (
+    LOGS
+    + """
+    import contextlib, time
+    from source_tree_lock import _wait
+    _wait.CHECK_AFTER = 0.01
+    tell("held")
+    heard()
+    for _ in range(3):
+        with contextlib.ExitStack() as stack:
+            for tree in sys.argv[1:]:
+                stack.enter_context(source_tree_lock(tree))
+                time.sleep(0.01)
+    tell("done")
+"""
+)
+
+
+def test_a_crowd_that_takes_trees_in_one_order_is_warned_of_nothing(
+    trees: list[Path], ended: ExitStack
+) -> None:
+    crowd = [started(ended, IN_ONE_ORDER, *trees[number % 2 :]) for number in range(6)]
+    for child in crowd:
+        child.say()
+    for child in crowd:
+        child.expect("done")
+
+
+def test_children_of_one_hold_that_take_turns_are_warned_of_nothing(
+    trees: list[Path], ended: ExitStack
+) -> None:
+    with source_tree_lock(trees[0]) as lock:
+        environ = lock.environ
+        crowd = [started(ended, IN_ONE_ORDER, trees[0], environ=environ) for _ in range(4)]
+        for child in crowd:
+            child.say()
+        for child in crowd:
+            child.expect("done")
 
 
 @pytest.mark.parametrize("hidden", ["/proc/locks", "/proc"])
@@ -218,10 +273,8 @@ def test_where_the_kernel_tells_nothing_nothing_is_claimed(
         "/proc": "mount -t tmpfs no /proc",
     }
     prefix = (*own_mounts(), "sh", "-c", f'{cover[hidden]}; exec "$@"', "sh")
-    children = [
-        started(ended, SCRIPTS["bounded"], *pair, prefix=prefix)
-        for pair in ((one, two), (two, one))
-    ]
+    pairs = ((one, two), (two, one))
+    children = [started(ended, WAITS["steered"], *pair, prefix=prefix) for pair in pairs]
     for child in children:
         child.say()
     for child in children:
@@ -237,69 +290,10 @@ def test_a_circle_that_is_not_there_at_a_second_look_is_not_claimed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The kernel's list is read in pieces, and others go on between them."""
-    looks = iter([["a circle"], second])
-    monkeypatch.setattr(circle, "find_circle", lambda *_: next(looks))
-    tree = open_tree(trees[0])
-    tree.close()
-    assert not warn_of_circle(tree, str(source_tree_lock(trees[0]).lock_file), {})
-    assert list(looks) == []
+    looks = [["a circle"], second]
+    monkeypatch.setattr(_deadlocks, "_find_circle", lambda _: looks.pop(0) if looks else [])
+    monkeypatch.setattr(_wait, "CHECK_AFTER", 0.05)
+    with flock_1(source_tree_lock(trees[0]).lock_file):
+        assert not source_tree_lock(trees[0]).acquire(timeout=0.5)
+    assert looks == []
     assert not caplog.records
-
-
-#: Waits twice for what it is told to, and tells how often it looked for a circle, and when.
-LOOKS = """
-    import threading, time
-    from source_tree_lock import source_tree_lock
-    from source_tree_lock._holder import circle
-    looks, started = [], []
-    circle.find_circle = lambda *_: looks.append(time.monotonic() - started[-1]) or []
-    before = threading.active_count()
-    with source_tree_lock(sys.argv[1]) if sys.argv[2] == "holding" else open("/dev/null"):
-        for tree in sys.argv[3:]:
-            tell("ready")
-            heard()
-            started.append(time.monotonic())
-            with source_tree_lock(tree, timeout=eval({timeout!r})):
-                tell(len(looks), min(looks, default=99) >= 1)
-                looks.clear()
-"""
-
-
-@pytest.mark.parametrize("timeout", ["None", "60"], ids=["for ever", "bounded"])
-@pytest.mark.parametrize("what", ["holding", "empty-handed"])
-def test_nobody_looks_before_a_second_has_passed_nor_who_holds_nothing(
-    what: str, timeout: str, trees: list[Path], ended: ExitStack
-) -> None:
-    mine, other, _ = trees
-    hold = TAKES_TWO.format(wait="pass")
-    waiter = ended.enter_context(
-        Child(LOOKS.replace("{timeout!r}", repr(timeout)), mine, what, other, other)
-    )
-    for seconds in (0.3, 1.3):
-        holder = started(ended, hold, other, other)
-        waiter.expect("ready")
-        waiter.say()
-        wait_until_blocked(waiter.pid)
-        assert waiter.is_silent(seconds)
-        holder.say()
-        looks, all_late = waiter.line().split()
-        assert all_late == "True"
-        if what == "empty-handed":
-            assert looks == "0"
-        elif seconds > 1:
-            assert int(looks) >= 1
-        holder.end()
-
-
-def test_who_holds_nothing_starts_no_thread_to_wait(trees: list[Path], ended: ExitStack) -> None:
-    waiter = """
-        from source_tree_lock import source_tree_lock
-        with source_tree_lock(sys.argv[1]):
-            tell("in")
-    """
-    holder = started(ended, TAKES_TWO.format(wait="pass"), trees[0], trees[1])
-    child = ended.enter_context(Child(waiter, trees[0]))
-    wait_until_blocked(child.pid)
-    assert len(os.listdir(f"/proc/{child.pid}/task")) == 1
-    holder.say()
-    child.expect("in")
