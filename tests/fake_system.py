@@ -1,19 +1,18 @@
 """One fake of Windows and macOS, on Linux: what each has and lacks, as its documentation says.
 
-The library, and portalocker with it, is imported anew, so that the very code of that system runs
-behind `source_tree_lock._system`. `system/test_windows.py` is the real thing for Windows.
+The library is imported anew, so that the very code of that system runs behind
+`source_tree_lock._system`. `system/test_windows.py` is the real thing for Windows.
 """
 
 from __future__ import annotations
 
 import builtins
 import ctypes
+import enum
 import errno
 import fcntl
 import importlib
-import importlib.util
 import os
-import signal
 import struct
 import sys
 from collections.abc import Iterator
@@ -26,51 +25,60 @@ import pytest
 
 #: What the documentation of the module `os` has for Unix only, as far as the library uses it.
 POSIX_ONLY = """
-    O_CLOEXEC O_DIRECTORY O_NOCTTY O_NOFOLLOW O_NONBLOCK O_TMPFILE confstr fchmod geteuid getsid
-    major makedev minor posix_spawnp pread pwrite register_at_fork sysconf tcgetpgrp uname
+    O_CLOEXEC O_DIRECTORY O_NOCTTY O_NOFOLLOW O_NONBLOCK confstr fchmod geteuid getsid major makedev
+    minor posix_spawnp pread pwrite register_at_fork sysconf tcgetpgrp uname
 """.split()
-
 
 #: `F_GETPATH` in macOS's <sys/fcntl.h>.
 F_GETPATH = 50
 
 
-class Msvcrt(ModuleType):
-    """`msvcrt.locking`, made of locks that belong to a descriptor and to a range of bytes."""
+class Portalocker(ModuleType):
+    """portalocker on Windows: locks of a descriptor on 64 KiB from its position on.
 
-    LK_UNLCK, LK_LOCK, LK_NBLCK, LK_RLCK, LK_NBRLCK = range(5)
+    Attributes:
+        lock_error, unlock_error: what these fail with from now on.
+    """
+
+    class LockFlags(enum.IntFlag):
+        EXCLUSIVE = 1
+        NON_BLOCKING = 4
+
+    class LockException(Exception):
+        pass
+
+    class AlreadyLocked(LockException):
+        pass
 
     def __init__(self) -> None:
-        super().__init__("msvcrt")
-        #: What a mode fails with from now on.
-        self.failures: dict[int, int] = {}
-        self._writable: dict[int, int] = {}
+        super().__init__("portalocker")
+        self.lock_error: Exception | None = None
+        self.unlock_error: Exception | None = None
 
-    def locking(self, descriptor: int, mode: int, size: int) -> None:
-        assert mode in (self.LK_UNLCK, self.LK_NBLCK)
-        if mode in self.failures:
-            raise OSError(self.failures[mode], "as the test has it")
+    def lock(self, descriptor: int, flags: int) -> None:
+        assert flags == self.LockFlags.EXCLUSIVE | self.LockFlags.NON_BLOCKING
         start = os.lseek(descriptor, 0, os.SEEK_CUR)
-        # Windows locks by a descriptor that may only read, too; here another has to serve.
-        read_only = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
-        if read_only and mode == self.LK_NBLCK:
-            self._writable[descriptor] = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR)
+        if self.lock_error is not None:
+            raise self.LockException("as the test has it") from self.lock_error
+        # Windows locks by a descriptor that may only read, too.
+        kind = fcntl.F_RDLCK if is_read_only(descriptor) else fcntl.F_WRLCK
         try:
-            lock = mode == self.LK_NBLCK
-            lock_range(self._writable.get(descriptor, descriptor), start, size, lock=lock)
-        except BlockingIOError:
-            self._forget(descriptor)
-            raise OSError(errno.EACCES, "Permission denied") from None
-        if mode == self.LK_UNLCK:
-            self._forget(descriptor)
+            lock_range(descriptor, start, 0x10000, kind)
+        except BlockingIOError as error:
+            raise self.AlreadyLocked("somebody has it") from error
 
-    def _forget(self, descriptor: int) -> None:
-        if descriptor in self._writable:
-            os.close(self._writable.pop(descriptor))
+    def unlock(self, descriptor: int) -> None:
+        if self.unlock_error is not None:
+            raise self.LockException("as the test has it") from self.unlock_error
+        lock_range(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR), 0x10000, fcntl.F_UNLCK)
 
 
-def lock_range(descriptor: int, start: int, size: int, *, lock: bool) -> None:
-    kind = fcntl.F_WRLCK if lock else fcntl.F_UNLCK
+def is_read_only(descriptor: int) -> bool:
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+
+
+def lock_range(descriptor: int, start: int, size: int, kind: int = fcntl.F_WRLCK) -> None:
+    """A lock that belongs to the descriptor, as on Windows, and not to the process."""
     request = struct.pack("hhqqi", kind, os.SEEK_SET, start, size, 0)
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
 
@@ -79,7 +87,7 @@ def lock_range(descriptor: int, start: int, size: int, *, lock: bool) -> None:
 def locked_like_uv(path: Path) -> Iterator[None]:
     """Somebody else has the whole file, as `LockFileEx` of uv.exe does."""
     with path.open("ab") as file:
-        lock_range(file.fileno(), 0, 0, lock=True)
+        lock_range(file.fileno(), 0, 0)
         yield
 
 
@@ -88,6 +96,7 @@ class Kernel32:
 
     Attributes:
         temp_dir: what `GetTempPathW` gives; nothing if it is empty.
+        running, ended, of_others: processes; the last ones exist, and cannot be opened.
     """
 
     ERROR_ACCESS_DENIED, ERROR_INVALID_PARAMETER = 5, 87
@@ -141,32 +150,15 @@ def imported_anew() -> Iterator[None]:
     """What imports the library in here gets a new one, for a system that was patched before."""
 
     def ours() -> dict[str, ModuleType]:
-        return {
-            name: module
-            for name, module in sys.modules.items()
-            if name.partition(".")[0] == "source_tree_lock"
-        }
+        names = [name for name in sys.modules if name.partition(".")[0] == "source_tree_lock"]
+        return {name: sys.modules.pop(name) for name in names}
 
     saved = ours()
-    for name in saved:
-        del sys.modules[name]
     try:
         yield
     finally:
-        for name in ours():
-            del sys.modules[name]
+        ours()
         sys.modules.update(saved)
-
-
-def portalocker_for_windows() -> ModuleType:
-    spec = importlib.util.find_spec("portalocker.portalocker")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "name", "nt")
-        spec.loader.exec_module(module)
-    return module
 
 
 def hide_proc(patch: pytest.MonkeyPatch) -> list[str]:
@@ -190,20 +182,28 @@ def hide_proc(patch: pytest.MonkeyPatch) -> list[str]:
     return visits
 
 
-class Windows:
-    """The library, as Windows imports it, and what it finds there."""
+class System:
+    """The library, as another system imports it, and what it finds there."""
+
+    library: Any
+    proc_visits: list[str]
+
+    def lock(self, *args: Any, **options: Any) -> Any:
+        return self.library.source_tree_lock(*args, **options)
+
+    def module(self, name: str) -> Any:
+        """A module of that library."""
+        return importlib.import_module(f"source_tree_lock.{name}")
+
+
+class Windows(System):
+    """The library on Windows."""
 
     def __init__(self, patch: pytest.MonkeyPatch, temp_dir: Path) -> None:
-        self.msvcrt = Msvcrt()
+        self.portalocker = Portalocker()
         self.kernel32 = Kernel32(temp_dir)
         self.proc_visits = hide_proc(patch)
-        patch.setitem(sys.modules, "msvcrt", self.msvcrt)  # portalocker 4.0 imports it late
-        self.portalocker = portalocker_for_windows()
-        # Where the package is there already, the library takes the lockers from it.
-        package = ModuleType("portalocker")
-        package.__dict__.update(portalocker=self.portalocker)
-        patch.setitem(sys.modules, "portalocker", package)
-        patch.setitem(sys.modules, "portalocker.portalocker", self.portalocker)
+        patch.setitem(sys.modules, "portalocker", self.portalocker)
         patch.setattr(ctypes, "windll", SimpleNamespace(kernel32=self.kernel32), raising=False)
         patch.setattr(ctypes, "WinDLL", self._win_dll, raising=False)
         patch.setattr(ctypes, "get_last_error", lambda: self.kernel32.last_error, raising=False)
@@ -216,23 +216,15 @@ class Windows:
             importing.setattr(sys, "meta_path", finders)
             importing.setattr(os, "name", "nt")
             self.library = importlib.import_module("source_tree_lock")
-            importlib.import_module("source_tree_lock._public_names")  # all of it, here and now
-
-    @property
-    def system(self) -> Any:
-        """The room of the library that knows the system."""
-        return self.library._system
+            self.module("_lock")  # all of it, here and now
 
     def _win_dll(self, name: str, *, use_last_error: bool) -> Kernel32:
         assert (name, use_last_error) == ("kernel32", True)
         return self.kernel32
 
-    def lock(self, *args: Any, **options: Any) -> Any:
-        return self.library.source_tree_lock(*args, **options)
 
-
-class MacOS:
-    """The library, as macOS imports it, and what it finds there."""
+class MacOS(System):
+    """The library on macOS."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         readlink, real_fcntl = os.readlink, fcntl.fcntl
@@ -246,12 +238,8 @@ class MacOS:
         patch.setattr(fcntl, "fcntl", with_getpath)
         patch.setattr(fcntl, "F_GETPATH", F_GETPATH, raising=False)
         patch.setattr(sys, "platform", "darwin")
-        patch.delattr(signal, "sigwaitinfo")
         # What is registered stays, and this library is gone when the test ends.
         patch.setattr(os, "register_at_fork", lambda **_: None)
         self.proc_visits = hide_proc(patch)
         self.library = importlib.import_module("source_tree_lock")
-        importlib.import_module("source_tree_lock._public_names")  # all of it, here and now
-
-    def lock(self, *args: Any, **options: Any) -> Any:
-        return self.library.source_tree_lock(*args, **options)
+        self.module("_lock")  # all of it, here and now

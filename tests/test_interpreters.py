@@ -1,4 +1,4 @@
-"""Interpreters with options that change them, and several interpreters in one process."""
+"""Interpreters with options that change how Python runs: the rules stay the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support import LIMIT, PRELUDE, held_elsewhere
+from support import LIMIT, PRELUDE
 
 import source_tree_lock
 
@@ -171,148 +171,6 @@ def test_a_hold_is_handed_to_a_child_whatever_the_options(tree: Path, options: l
     assert _run(options, _START + known + textwrap.dedent(script), tree, *_PATHS) == [
         "the child enters",
         "the child is kept out",
-    ]
-
-
-# Interpreters of one process. Python 3.14 has a public module for them; older ones have this one.
-_INTERPRETERS = """
-try:
-    import _interpreters as interpreters
-except ImportError:
-    import _xxsubinterpreters as interpreters
-
-def create(kind):
-    if sys.version_info >= (3, 13):
-        return interpreters.create(kind)
-    return interpreters.create(isolated=kind == "isolated")
-
-def run(interpreter, code):
-    run_it = getattr(interpreters, "exec", None) or interpreters.run_string
-    prelude = f"import sys; sys.path[:] = {sys.path}; sys.argv = {sys.argv}" + chr(10)
-    failure = run_it(interpreter, prelude + code)
-    if failure is not None:
-        raise SystemExit(failure.formatted)
-"""
-
-#: With the GIL of the process and daemon threads as before, or with neither.
-_KINDS = ("legacy", "isolated")
-
-
-def _run_interpreters(kind: str, script: str, tree: Path) -> list[str]:
-    if sys.implementation.name != "cpython":
-        pytest.skip("only CPython has several interpreters in a process")
-    code = _START + _INTERPRETERS + f"kind = {kind!r}\nstart = {PRELUDE + _START!r}\n"
-    return _run([], code + textwrap.dedent(script), tree, *_PATHS)
-
-
-@pytest.mark.parametrize("kind", _KINDS)
-def test_interpreters_of_one_process_keep_each_other_out(tree: Path, kind: str) -> None:
-    script = """
-        other = create(kind)
-        run(other, start)
-        run(other, "tell('the other', enters(0))")
-        with source_tree_lock(tree):
-            run(other, "tell('the other', enters(0))")
-        (told, tell_here), (heard, tell_other) = os.pipe(), os.pipe()
-        hold = f"with source_tree_lock(tree): os.write({tell_here}, b'held'); os.read({heard}, 1)"
-        holder = threading.Thread(target=run, args=(other, hold))
-        holder.start()
-        os.read(told, 4)
-        tell("this one", enters(0))
-        os.write(tell_other, b"!")
-        holder.join()
-        tell("this one", enters(0))
-        interpreters.destroy(other)
-        tell("after its end, this one", enters(0))
-    """
-    assert _run_interpreters(kind, script, tree) == [
-        "the other enters",
-        "the other is kept out",
-        "this one is kept out",
-        "this one enters",
-        "after its end, this one enters",
-    ]
-
-
-@pytest.mark.parametrize("kind", _KINDS)
-def test_an_interpreter_that_gave_up_waiting_can_end(tree: Path, kind: str) -> None:
-    # A thread that still blocks in the kernel at the end of its interpreter is a fatal error of
-    # Python's up to 3.13, which ends the whole process.
-    script = """
-        other = create(kind)
-        run(other, start)
-        run(other, "tell('the other', enters(0.5))")  # long enough for a thread to wait
-        interpreters.destroy(other)
-        tell("it has ended")
-    """
-    with held_elsewhere(tree):
-        assert _run_interpreters(kind, script, tree) == ["the other is kept out", "it has ended"]
-
-
-@pytest.mark.parametrize("kind", _KINDS)
-def test_an_interpreter_that_has_waited_without_a_limit_can_end(tree: Path, kind: str) -> None:
-    # The same goes for a thread that looks after the wait.
-    script = """
-        other = create(kind)
-        run(other, start)
-        (told, tell_here), (heard, tell_other) = os.pipe(), os.pipe()
-        def hold():
-            with source_tree_lock(tree):
-                os.write(tell_here, b"held")
-                os.read(heard, 1)
-        holder = threading.Thread(target=hold)
-        holder.start()
-        os.read(told, 4)
-        waits = f"with source_tree_lock(tree, on_wait=lambda _: os.write({tell_other}, b'!')): 0"
-        run(other, waits)
-        interpreters.destroy(other)
-        tell("it has ended")
-        holder.join()
-    """
-    assert _run_interpreters(kind, script, tree) == ["it has ended"]
-
-
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python ends no interpreter with threads")
-@pytest.mark.parametrize("kind", _KINDS)
-def test_an_interpreter_ends_after_its_threads_have_got_the_lock(tree: Path, kind: str) -> None:
-    script = """
-        reads, writes = os.pipe()
-        other = create(kind)
-        run(other, start)
-        with source_tree_lock(tree):
-            run(other, f'''if True:
-                def wait():
-                    told = lambda *_: os.write({writes}, b"waits")
-                    with source_tree_lock(tree, timeout=60, on_wait=told):
-                        tell("its thread entered")
-                threading.Thread(target=wait).start()
-            ''')
-            os.read(reads, 5)
-            ends = threading.Thread(target=interpreters.destroy, args=(other,))
-            ends.start()
-        ends.join()
-        tell("it has ended, and this one", enters(0))
-    """
-    assert _run_interpreters(kind, script, tree) == [
-        "its thread entered",
-        "it has ended, and this one enters",
-    ]
-
-
-@pytest.mark.parametrize("kind", _KINDS)
-def test_what_an_interpreter_holds_is_released_when_it_ends(tree: Path, kind: str) -> None:
-    script = """
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Python may say that a lock was dropped
-        other = create(kind)
-        run(other, start)
-        run(other, "lock = source_tree_lock(tree); lock.acquire()")
-        tell("while it holds, this one", enters(0))
-        interpreters.destroy(other)
-        tell("after its end, this one", enters(0))
-    """
-    assert _run_interpreters(kind, script, tree) == [
-        "while it holds, this one is kept out",
-        "after its end, this one enters",
     ]
 
 

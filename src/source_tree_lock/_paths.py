@@ -76,7 +76,11 @@ class Tree:
 
     def __init__(self, given: str) -> None:
         self.lock = None if DIRECTORY is None else KernelLock(given, DIRECTORY)
-        self.path = canonical_path(given, None if self.lock is None else self.lock.fileno())
+        try:
+            self.path = canonical_path(given, None if self.lock is None else self.lock.fileno())
+        except (OSError, ValueError):
+            self.close()
+            raise
         if self.lock is None:
             status = os.stat(self.path)
             if not stat.S_ISDIR(status.st_mode):
@@ -182,7 +186,11 @@ def place_of(tree: str, digest: Digest, lock_dir: AnyPath | None) -> Place:
             f"{LOCK_DIR_VARIABLE} in the environment must be an absolute path, not {named!r}: "
             "each working directory would have its own locks"
         )
-    directory = named or temp_dir()
+    try:
+        directory = named or temp_dir()
+    except OSError as error:
+        what = "the system names no directory for the lock file; set SOURCE_TREE_LOCK_DIR"
+        raise unavailable(error, error.filename, what) from error
     if "\0" in directory:
         raise ValueError(f"not the path of a lock directory: {directory!r} (null character)")
     if not os.path.isabs(directory):

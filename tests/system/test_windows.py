@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import os
 import queue
@@ -13,25 +14,19 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import HOLD, LIMIT, Child
+from support import HOLD, LIMIT, Child, in_thread, is_taken, wait_until
 from typing_extensions import Self
 
-from source_tree_lock import (
-    LockTimeout,
-    LockUnavailable,
-    SourceTreeLock,
-    Wait,
-    source_tree_lock,
-)
+from source_tree_lock import LockTimeout, LockUnavailable, source_tree_lock
 
-pytestmark = pytest.mark.skipif(os.name != "nt", reason="needs Windows (.ci/windows has Wine)")
+if os.name != "nt":
+    pytest.skip("needs Windows (.ci/windows has Wine)", allow_module_level=True)
 
 #: Enters ten times; two processes inside at once find each other's file.
 COUNT = """
@@ -63,11 +58,11 @@ BUILD = """
     tell("ready")
     heard()
     ProjectBuilder(sys.argv[1], runner=locked_runner()).build("wheel", sys.argv[2])
-    tell("built")
+    tell("done")
 """
 
 #: A build that says in files where it is, and waits for one: `go`.
-SETUP = """
+SETUP = f"""
     import sys, time
     from pathlib import Path
     from setuptools import setup
@@ -75,7 +70,7 @@ SETUP = """
     here = Path(__file__).parent
     if "bdist_wheel" in sys.argv:
         (here / "building").write_text("released" if (here / "released").exists() else "held")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + {LIMIT}
         while not (here / "go").exists():
             if time.monotonic() > deadline:
                 raise SystemExit("nobody said go")
@@ -102,12 +97,8 @@ class WindowsChild(Child):
         self._lines.put(b"")
 
     def line(self, seconds: float = LIMIT) -> str:
-        try:
-            line = self._lines.get(timeout=seconds)
-        except queue.Empty:
-            raise AssertionError(f"the child told nothing for {seconds} s") from None
-        if not line:
-            raise AssertionError(f"the child ended with {self.process.wait(LIMIT)}")
+        line = self._lines.get(timeout=seconds)
+        assert line, f"the child ended with {self.process.wait(LIMIT)}"
         return line.decode().rstrip("\r\n")
 
     def __exit__(self, *exc_info: object) -> None:
@@ -124,36 +115,27 @@ def holder(tree: Path) -> Iterator[WindowsChild]:
         yield child
 
 
-def wait_for_file(path: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not path.exists():
-        assert process.poll() is None, f"ended with {process.returncode} and made no {path}"
-        assert time.monotonic() < deadline, f"no {path} for {LIMIT} s"
-        time.sleep(0.01)
-
-
-def acquires_in_another_thread(lock: SourceTreeLock) -> bool:
-    answers: queue.Queue[bool] = queue.Queue()
-
-    def try_once() -> None:
-        acquired = lock.acquire(blocking=False)
-        if acquired:
-            lock.release()
-        answers.put(acquired)
-
-    threading.Thread(target=try_once).start()
-    return answers.get(timeout=LIMIT)
+def run_at_once(children: list[WindowsChild]) -> None:
+    for child in children:
+        child.expect("ready")
+    for child in children:
+        child.say()
+    for child in children:
+        while child.line() != "done":
+            pass  # what setuptools prints
 
 
 # Between processes
 
 
-def test_two_processes_are_never_inside_at_once(tree: Path) -> None:
+@pytest.mark.parametrize("is_handed_over", [False, True], ids=["strangers", "of one hold"])
+def test_processes_are_never_inside_at_once(is_handed_over: bool, tree: Path) -> None:
     with ExitStack() as stack:
-        children = [stack.enter_context(WindowsChild(COUNT, tree)) for _ in range(3)]
-        at_once(children)
-        for child in children:
-            child.expect("done")
+        environ = {}
+        if is_handed_over:
+            environ = stack.enter_context(source_tree_lock(tree)).environ
+        children = [WindowsChild(COUNT, tree, environ=environ) for _ in range(3)]
+        run_at_once([stack.enter_context(child) for child in children])
 
 
 def test_concurrent_builds_give_complete_wheels(tree: Path, tmp_path: Path) -> None:
@@ -164,197 +146,126 @@ def test_concurrent_builds_give_complete_wheels(tree: Path, tmp_path: Path) -> N
     for name, source in modules.items():
         (tree / name).write_bytes(source)
     with ExitStack() as stack:
-        children = [
-            stack.enter_context(WindowsChild(BUILD, tree, tmp_path / f"output{number}"))
-            for number in range(3)
-        ]
-        at_once(children)
-        for child in children:
-            while child.line() != "built":
-                pass  # what setuptools tells
-    wheels = [contents_of(wheel) for wheel in tmp_path.glob("output*/*.whl")]
+        children = [WindowsChild(BUILD, tree, tmp_path / f"output{number}") for number in range(3)]
+        run_at_once([stack.enter_context(child) for child in children])
+    wheels = list(tmp_path.glob("output*/*.whl"))
     assert len(wheels) == 3
     for wheel in wheels:
-        assert {name: wheel[name] for name in wheel if name.startswith("sample/")} == modules
-        assert {name.rpartition("/")[2] for name in wheel.keys() - modules.keys()} == {
-            "METADATA",
-            "RECORD",
-            "WHEEL",
-            "top_level.txt",
-        }
+        with zipfile.ZipFile(wheel) as archive:
+            content = {name: archive.read(name) for name in archive.namelist()}
+        assert {name: content.pop(name) for name in modules} == modules
+        others = {name.rpartition("/")[2] for name in content}
+        assert others == {"METADATA", "RECORD", "WHEEL", "top_level.txt"}
 
 
-def contents_of(wheel: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(wheel) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
+def test_a_wait_ends_when_the_holder_leaves(tree: Path, holder: WindowsChild) -> None:
+    told = []
+    with source_tree_lock(tree, on_wait=lambda wait: (told.append(wait.holder), holder.say())):
+        holder.expect("released")
+    assert [each and each.pid for each in told] == [holder.pid]
 
 
-def at_once(children: list[WindowsChild]) -> None:
-    for child in children:
-        child.expect("ready")
-    for child in children:
-        child.say()
-
-
-def test_a_wait_ends_when_the_holder_lets_go(tree: Path, holder: WindowsChild) -> None:
-    def let_go(_: Wait) -> None:
-        (tree / "let go").touch()
-        holder.say()
-
-    with source_tree_lock(tree, on_wait=let_go):
-        assert (tree / "let go").exists()
-    holder.expect("released")
-
-
-def test_a_time_out_names_the_holder(tree: Path, holder: WindowsChild) -> None:
+def test_a_timeout_names_the_holder(tree: Path, holder: WindowsChild) -> None:
     with pytest.raises(LockTimeout, match=rf"python\.exe \(pid {holder.pid}\)"):
-        source_tree_lock(tree, timeout=0.1).__enter__()
+        source_tree_lock(tree, timeout=0.1).acquire()
     assert not source_tree_lock(tree).acquire(blocking=False)
 
 
-def test_the_record_is_readable_while_the_file_is_locked(tree: Path, holder: WindowsChild) -> None:
-    found = source_tree_lock(tree).holder()
+def test_the_record_can_be_read_while_the_file_is_locked(tree: Path, holder: WindowsChild) -> None:
+    lock = source_tree_lock(tree)
+    found = lock.holder()
     assert found is not None
-    assert found.pid == holder.pid
-    assert found.host == os.environ["COMPUTERNAME"]
+    assert (found.pid, found.host) == (holder.pid, os.environ["COMPUTERNAME"])
     # Wine would let us read what is locked; Windows lets us read from here on only.
-    with source_tree_lock(tree).lock_file.open("rb") as file:
+    with lock.lock_file.open("rb") as file:
         file.seek(0x10000)
         assert file.read(1) == b"{"
-
-
-def test_the_record_is_gone_after_the_release(tree: Path) -> None:
-    lock = source_tree_lock(tree)
-    with lock:
-        mine = lock.holder()
-        assert mine is not None
-        assert mine.pid == os.getpid()
+    holder.say()
+    holder.expect("released")
     assert lock.holder() is None
 
 
 def test_a_killed_holder_keeps_nobody_out(tree: Path, holder: WindowsChild) -> None:
     holder.kill()
     lock = source_tree_lock(tree, timeout=LIMIT)
-    assert lock.holder() is None  # its record stands there still
+    assert lock.holder() is None  # though its record is there still
     with lock:
         mine = lock.holder()
         assert mine is not None
         assert mine.pid == os.getpid()
 
 
-def test_a_longer_record_of_a_dead_holder_does_not_spoil_the_next(tree: Path) -> None:
-    lock = source_tree_lock(tree)
-    lock.lock_file.write_bytes(bytes(0x10000) + b"x" * 1000)
-    with lock:
-        mine = lock.holder()
-        assert mine is not None
-        assert mine.pid == os.getpid()
+def test_a_child_enters_the_hold_that_was_handed_to_it_while_that_lasts(tree: Path) -> None:
+    def tries(environ: dict[str, str]) -> str:
+        with WindowsChild(TRY, tree, environ=environ) as child:
+            return child.line()
 
-
-def test_a_child_enters_the_hold_that_was_handed_to_it(tree: Path) -> None:
-    with source_tree_lock(tree) as lock:
-        with WindowsChild(TRY, tree, environ=lock.environ) as child:
-            child.expect("True")
-        with WindowsChild(TRY, tree) as child:
-            child.expect("False")
-
-
-def test_a_hold_that_was_handed_over_ends_with_its_holder(tree: Path) -> None:
     script = """
         import sys
         from source_tree_lock import source_tree_lock
         with source_tree_lock(sys.argv[1]) as lock:
-            for name, value in lock.environ.items():
-                tell(name + "=" + value)
+            tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
             heard()
     """
     with WindowsChild(script, tree) as dying:
-        name, _, value = dying.line().partition("=")
-        with WindowsChild(TRY, tree, environ={name: value}) as child:
-            child.expect("True")
+        environ = {"SOURCE_TREE_LOCK_HELD": dying.line()}
+        assert (tries(environ), tries({})) == ("True", "False")
         dying.kill()
-    with source_tree_lock(tree), WindowsChild(TRY, tree, environ={name: value}) as child:
-        child.expect("False")
+    with source_tree_lock(tree):
+        assert tries(environ) == "False"
 
 
 # Within a process
 
 
-def test_threads_exclude_each_other(tree: Path) -> None:
-    with source_tree_lock(tree) as lock:
-        assert not acquires_in_another_thread(lock)
-        assert not acquires_in_another_thread(source_tree_lock(tree))
-    assert acquires_in_another_thread(lock)
-
-
-def test_a_thread_enters_again_what_it_holds(tree: Path) -> None:
-    lock = source_tree_lock(tree)
-    with lock:
-        with source_tree_lock(tree, timeout=0):
-            assert lock.locked()
-        assert not acquires_in_another_thread(lock)
-    assert not lock.locked()
-
-
-def test_two_lock_directories_exclude_each_other_within_a_process(
+def test_threads_exclude_each_other_and_one_enters_again_what_it_holds(
     tree: Path, tmp_path: Path
 ) -> None:
-    with source_tree_lock(tree):
-        other = source_tree_lock(tree, lock_dir=tmp_path / "locks")
-        assert not acquires_in_another_thread(other)
-    assert acquires_in_another_thread(other)
-
-
-def test_a_decorated_function_runs_under_the_lock(tree: Path) -> None:
     lock = source_tree_lock(tree)
-
-    @lock
-    def build(word: str) -> str:
-        assert lock.locked()
-        return word
-
-    assert build("wheel") == "wheel"
-    assert not lock.locked()
+    other = source_tree_lock(tree, lock_dir=tmp_path / "locks")
+    with lock:
+        with source_tree_lock(tree, timeout=0):
+            assert lock.is_owner()
+        assert is_taken(tree)
+        assert not in_thread(lambda: other.acquire(blocking=False))
+    assert not is_taken(tree)
 
 
 def test_an_exception_from_the_body_releases_the_tree(tree: Path) -> None:
     lock = source_tree_lock(tree)
     with pytest.raises(ZeroDivisionError), lock:
         raise ZeroDivisionError
-    assert acquires_in_another_thread(lock)
+    assert not is_taken(tree)
     lock.lock_file.unlink()  # Windows refuses that while a descriptor is open
 
 
-def test_a_wait_that_timed_out_leaves_nothing_open(tree: Path, holder: WindowsChild) -> None:
-    lock = source_tree_lock(tree)
-    assert not lock.acquire(timeout=0.1)
+def timed_out(tree: Path) -> None:
+    assert not source_tree_lock(tree).acquire(timeout=0.1)
+
+
+def cancelled(tree: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(source_tree_lock(tree).__aenter__(), 0.1)
+
+    asyncio.run(main())
+
+
+def interrupted(tree: Path) -> None:
+    def interrupt(_: object) -> None:
+        threading.Timer(0.05, _thread.interrupt_main).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        source_tree_lock(tree, on_wait=interrupt).acquire()
+
+
+@pytest.mark.parametrize("wait", [timed_out, cancelled, interrupted])
+def test_a_wait_that_was_given_up_leaves_nothing_open(
+    wait: Callable[[Path], None], tree: Path, holder: WindowsChild
+) -> None:
+    wait(tree)
     holder.kill()
-    lock.lock_file.unlink()
-
-
-def test_ctrl_c_ends_a_wait_and_leaves_nothing_open(tree: Path, holder: WindowsChild) -> None:
-    script = """
-        import _thread, sys, threading
-        from source_tree_lock import source_tree_lock
-        def interrupt(wait):
-            threading.Timer(0.05, _thread.interrupt_main).start()
-        lock = source_tree_lock(sys.argv[1], on_wait=interrupt)
-        try:
-            lock.__enter__()
-        except KeyboardInterrupt:
-            tell("interrupted")
-        heard()
-        lock.lock_file.unlink()
-        tell("deleted")
-    """
-    with WindowsChild(script, tree) as child:
-        child.expect("interrupted")
-        holder.kill()
-        child.say()
-        child.expect("deleted")
-
-
-# asyncio, with Windows' own event loop
+    source_tree_lock(tree).lock_file.unlink()
 
 
 def test_a_waiting_task_lets_others_run_and_enters_in_the_end(
@@ -375,18 +286,6 @@ def test_a_waiting_task_lets_others_run_and_enters_in_the_end(
         assert await asyncio.wait_for(task, LIMIT) == "built"
 
     asyncio.run(main())
-
-
-def test_a_cancelled_task_leaves_nothing_open(tree: Path, holder: WindowsChild) -> None:
-    lock = source_tree_lock(tree)
-
-    async def main() -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(lock.__aenter__(), 0.1)
-
-    asyncio.run(main())
-    holder.kill()
-    lock.lock_file.unlink()
 
 
 def test_tasks_exclude_each_other(tree: Path) -> None:
@@ -412,36 +311,29 @@ def test_tasks_exclude_each_other(tree: Path) -> None:
 def test_every_spelling_of_a_tree_is_one_lock(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock_file = source_tree_lock(tree).lock_file
     monkeypatch.chdir(tree.parent)
-    spellings = (
+    for spelling in (
         "tree",
         "TREE",
         ".\\tree\\..\\tree\\",
         str(tree).replace("\\", "/"),
         "\\\\?\\" + str(tree),
         os.fsencode(tree),
-    )
-    for spelling in spellings:
+    ):
         assert source_tree_lock(spelling).lock_file == lock_file, spelling
 
 
-def test_a_lock_directory_is_made(tree: Path, tmp_path: Path) -> None:
+def test_a_lock_directory_is_made_or_is_an_error(tree: Path, tmp_path: Path) -> None:
     lock = source_tree_lock(tree, lock_dir=tmp_path / "a" / "b")
     with lock:
         assert lock.lock_file.parent == tmp_path / "a" / "b"
         assert lock.lock_file.is_file()
-
-
-def test_a_lock_directory_that_is_a_file_is_an_error(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LockUnavailable, match="not a directory"):
-        source_tree_lock(tree, lock_dir=tmp_path / "file").__enter__()
-
-
-def test_a_lock_file_that_is_a_directory_is_an_error(tree: Path) -> None:
+        source_tree_lock(tree, lock_dir=tmp_path / "file").acquire()
     lock = source_tree_lock(tree)
     lock.lock_file.mkdir()
     with pytest.raises(LockUnavailable):
-        lock.__enter__()
+        lock.acquire()
 
 
 @pytest.mark.parametrize(
@@ -456,16 +348,16 @@ def test_a_lock_file_that_is_a_directory_is_an_error(tree: Path) -> None:
     ],
 )
 def test_a_path_that_is_no_tree_is_an_error_and_leaves_nothing(
+    path: str,
+    error: type[Exception],
     tmp_path: Path,
     temp_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
-    path: str,
-    error: type[Exception],
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error):
-        source_tree_lock(path).__enter__()
+        source_tree_lock(path).acquire()
     assert list(temp_dir.iterdir()) == []
 
 
@@ -579,7 +471,7 @@ def test_the_library_waits_for_uv(uv: str, tree: Path, tmp_path: Path) -> None:
             tell("built" if os.path.exists(os.path.join(sys.argv[1], "built")) else "too early")
     """
     with UvBuild(uv, tree, tmp_path / "output") as build:
-        wait_for_file(tree / "building", build.process)
+        wait_until((tree / "building").exists)
         assert not source_tree_lock(tree).acquire(timeout=0.1)
         with WindowsChild(script, tree) as child:
             child.expect("waits None")
