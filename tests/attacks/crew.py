@@ -25,11 +25,10 @@ from typing_extensions import Self
 _SERVER = """
 import contextlib, ctypes, json, os, signal, socket, sys, time, traceback
 from source_tree_lock import LockTimeout, LockUnavailable, SourceTreeLockError, source_tree_lock
-from source_tree_lock import _kernel_lock as kernel
-from source_tree_lock._paths import lock_file as making
+from source_tree_lock import _paths as making
 if sys.argv[2] == "warm":
-    import asyncio, gc, logging, random, subprocess, threading
-    kernel.prepare_locks()  # what the first acquisition imports
+    import asyncio, gc, json, logging, pwd, random, subprocess, threading
+    from source_tree_lock import _deadlocks, _handover, _lock, _proc, _queue, _wait
 
 libc = ctypes.CDLL(None)
 
@@ -203,7 +202,6 @@ class Crew:
 #: The beginning of a script of another user. setpriv(1) could not start an interpreter that only
 #: root may read, as pyenv's often is. By its last call the process may look at itself in /proc.
 BECOME_NOBODY = """
-from source_tree_lock import _handover, _waiting  # nobody may be unable to read this checkout
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)

@@ -39,9 +39,8 @@ class Rules(NamedTuple):
     cares: bool = False  # the holder neither leaves nor dies while a child is inside
 
     def enters(self) -> tuple[str, ...]:
-        if self.records_before_probe:
-            return ENTERS
-        return (*ENTERS[:3], "probe", "check file", "write record", "inside")
+        late = (*ENTERS[:3], *ENTERS[4:6], *ENTERS[3:4], *ENTERS[6:])
+        return ENTERS if self.records_before_probe else late
 
 
 class World(NamedTuple):
@@ -84,7 +83,8 @@ class World(NamedTuple):
         owner, record = self.owner(self.generation), self.records[self.generation]
         named = (owner, self.owner(TREE)) if rules.kernel_names else (None, None)
         if record == 0 or not rules.compares_token:
-            return HOLDER == (named[0] if named[1] is None or not rules.asks_tree else named[1])
+            holder = named[0] if named[1] is None or not rules.asks_tree else named[1]
+            return holder == HOLDER
         if record != 1 or named[0] is not None:
             return record == 1 and named[0] == HOLDER
         is_dead = self.steps[HOLDER] == "dead"
@@ -189,33 +189,41 @@ NO_NAMES = {"kernel_names": False}
 UV = {**NO_NAMES, "stranger": "uv", "cares": True}
 
 
-@pytest.mark.parametrize("around", [{}, NO_NAMES, UV], ids=["", "no names", "uv"])
+@pytest.mark.parametrize(
+    ("kills", "deletions", "around"),
+    [(1, 0, {}), (0, 1, {}), (1, 0, NO_NAMES), (1, 0, UV)],
+    ids=["killed", "deleted", "no names", "uv"],
+)
 def test_two_are_never_inside_and_somebody_can_always_go_on(
-    around: dict[str, object], count_cases: Callable[[int], None]
+    kills: int,
+    deletions: int,
+    around: dict[str, object],
+    count_cases: Callable[[int], None],
+    long_run: bool,
 ) -> None:
-    world = World(deletions=0) if around else World()
-    states, moves = _refute(world, Rules(**around))  # type: ignore[arg-type]
+    if long_run and not around:
+        kills = deletions = 1
+    states, moves = _refute(World(kills=kills, deletions=deletions), Rules(**around))  # type: ignore[arg-type]
     assert not moves
     assert states > 1000, "the model is too small to show anything"
     count_cases(states)
 
 
 @pytest.mark.parametrize(
-    ("left_out", "around"),
+    ("left_out", "kills", "deletions", "around"),
     [
-        ("locks_tree", {}),
-        ("probes", {}),
-        ("records_before_probe", {}),
-        ("checks_outer", {}),
-        ("compares_token", {}),
-        ("asks_tree", {}),
-        ("doubts_the_dead", UV),
-        ("checks_file", {"locks_tree": False}),
+        ("locks_tree", 0, 1, {}),
+        ("checks_file", 0, 1, {"locks_tree": False}),
+        ("probes", 1, 0, {}),
+        ("records_before_probe", 0, 0, {}),
+        ("checks_outer", 1, 0, {}),
+        ("compares_token", 0, 0, {}),
+        ("asks_tree", 0, 1, {}),
+        ("doubts_the_dead", 1, 0, UV),
     ],
 )
 def test_the_model_refutes_a_protocol_that_leaves_something_out(
-    left_out: str, around: dict[str, object]
+    left_out: str, kills: int, deletions: int, around: dict[str, object]
 ) -> None:
     rules = Rules(**{**around, left_out: False})  # type: ignore[arg-type]
-    world = World(deletions=0) if around is UV else World()
-    assert _refute(world, rules)[1]
+    assert _refute(World(kills=kills, deletions=deletions), rules)[1]
