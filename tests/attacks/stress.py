@@ -1,7 +1,7 @@
-"""What `test_threads` runs: threads that do all at once what threads can do with the lock.
+"""What `test_stress` runs: threads that do all at once what people do with the lock.
 
-Usage: python -m attacks.stress DIRECTORY SECONDS THREADS. It tells as JSON how often each way was
-gone, and what went wrong.
+Usage: python -m attacks.stress DIRECTORY SECONDS THREADS NAME. Several processes share the
+directory. Each tells as JSON how often each way was gone, and what went wrong.
 """
 
 from __future__ import annotations
@@ -21,23 +21,15 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
+import trio
 from support import LIMIT, is_free, open_descriptors
 
-from source_tree_lock import (
-    LockTimeout,
-    SourceTreeLock,
-    Wait,
-    _held,
-    _kernel_lock,
-    _queue,
-    source_tree_lock,
-)
+from source_tree_lock import LockTimeout, SourceTreeLock, Wait, source_tree_lock
 
-#: How many trees all threads want; each has two of its own besides.
+#: How many trees all threads of all processes want.
 BUSY = 4
 #: How often a thread does what costs most.
 _SELDOM = 0.05
@@ -55,20 +47,40 @@ class GivenUp(Exception):
 
 @contextmanager
 def alone(tree: str) -> Iterator[None]:
-    """Be inside, as the only one of all threads and processes: else `FileExistsError`."""
+    """Be inside, as the only one of all threads, tasks and processes: else `AssertionError`.
+
+    The marker of a process that was killed says nothing.
+    """
     marker = f"{tree}/inside"
-    os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    for _ in range(10):
+        try:
+            os.symlink(str(os.getpid()), marker)
+            break
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                pid = os.readlink(marker)
+                assert not is_running(pid), f"{pid} is inside {tree} as well"
+                os.unlink(marker)
+    else:
+        raise AssertionError("others keep coming in")
     try:
         yield
     finally:
         os.unlink(marker)
 
 
-class Trees:
-    """The trees that all want, the objects that all share, and whether it is over."""
+def is_running(pid: str) -> bool:
+    with suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    return False
 
-    def __init__(self, directory: str) -> None:
+
+class Trees:
+    """The trees that all want, the objects that the threads share, and whether it is over."""
+
+    def __init__(self, directory: str, name: str) -> None:
         self.directory = directory
+        self.name = name
         self.busy = [self.new(f"busy-{number}") for number in range(BUSY)]
         self.shared = [
             (tree, source_tree_lock(tree, timeout=timeout))
@@ -80,7 +92,7 @@ class Trees:
 
     def new(self, name: str) -> str:
         tree = f"{self.directory}/{name}"
-        os.mkdir(tree)
+        os.makedirs(tree, exist_ok=True)
         return tree
 
 
@@ -90,30 +102,28 @@ class Worker(threading.Thread):
     def __init__(self, number: int, trees: Trees) -> None:
         super().__init__(daemon=True)
         self.trees = trees
-        self.own = trees.new(f"own-{number}")
-        self.dropped = trees.new(f"dropped-{number}")
-        self.random = random.Random(number)
+        self.own = trees.new(f"own-{trees.name}-{number}")
+        self.dropped = trees.new(f"dropped-{trees.name}-{number}")
+        self.random = random.Random(f"{trees.name} {number}")
         self.gone: Counter[str] = Counter()
 
     def run(self) -> None:
-        ways = [
+        often = [
             self.enter_by_a_shared_object,
             self.enter_by_an_object_of_its_own,
             self.enter_again,
             self.enter_two_trees,
-            self.be_told,
-            self.look_and_hand_over,
+            self.give_up_in_a_callback,
+            self.look,
             self.drop_what_it_holds,
-            self.run_an_event_loop,
-            self.fork,
         ]
+        seldom = [self.run_asyncio, self.run_trio, self.fork, self.hand_over, self.kill_a_child]
         try:
             while not self.trees.is_over.is_set():
-                way = self.random.choice(ways)
-                seldom = way in (self.run_an_event_loop, self.fork)
-                if not seldom or self.random.random() < _SELDOM:
-                    way()
-                    self.gone[way.__name__] += 1
+                is_seldom = self.random.random() < _SELDOM
+                way = self.random.choice(seldom if is_seldom else often)
+                way()
+                self.gone[way.__name__] += 1
         except BaseException:
             self.trees.failures.append(traceback.format_exc())
             self.trees.is_over.set()
@@ -128,22 +138,24 @@ class Worker(threading.Thread):
     def enter_by_a_shared_object(self) -> None:
         tree, lock = self.random.choice(self.trees.shared)
         with lock, alone(tree):
-            assert lock.locked()
+            assert lock.is_owner()
 
     def enter_by_an_object_of_its_own(self) -> None:
         tree = self.random.choice(self.trees.busy)
-        lock = source_tree_lock(tree, timeout=self.random.choice([0, 0.001, 0.02]))
-        if lock.acquire(blocking=self.random.random() < 0.8):
+        lock = source_tree_lock(tree)
+        waits = self.random.random() < 0.8
+        limit = self.random.choice([0, 0.001, 0.02]) if waits else -1
+        if lock.acquire(blocking=waits, timeout=limit):
             with alone(tree):
                 pass
             lock.release()
-        assert not lock.locked()
+        assert not lock.is_owner()
 
     def enter_again(self) -> None:
         tree, lock = self.any_lock()
         with lock, source_tree_lock(tree, timeout=0), alone(tree), lock:
             pass
-        assert not lock.locked()
+        assert not lock.is_owner()
 
     def enter_two_trees(self) -> None:
         tree = self.random.choice(self.trees.busy)
@@ -155,32 +167,34 @@ class Worker(threading.Thread):
         ):
             pass
 
-    def be_told(self) -> None:
+    def give_up_in_a_callback(self) -> None:
         def refuse(wait: Wait) -> None:
             assert str(wait)
             if self.random.random() < 0.5:
                 raise GivenUp
 
         tree = self.random.choice(self.trees.busy)
-        try:
-            with source_tree_lock(tree, timeout=_NEVER_REACHED, on_wait=refuse), alone(tree):
-                pass
-        except GivenUp:
+        with (
+            suppress(GivenUp),
+            source_tree_lock(tree, timeout=_NEVER_REACHED, on_wait=refuse),
+            alone(tree),
+        ):
             pass
 
-    def look_and_hand_over(self) -> None:
+    def look(self) -> None:
         tree, lock = self.any_lock()
-        assert lock.is_held() in (True, False)
-        assert str(lock.holder()) != repr(lock)
+        assert lock.locked() in (True, False)
+        str(lock.holder())
         with lock, alone(tree):
+            assert lock.locked()
             assert lock.environ
-            assert lock.is_held()
+            holder = lock.holder()
+            assert holder is None or holder.pid == os.getpid()
 
     def drop_what_it_holds(self) -> None:
-        """Leave it to the garbage collector to release, in whichever thread it runs."""
+        """Leave it to the garbage collector to release, in any thread."""
         lock = source_tree_lock(self.dropped, timeout=_NEVER_REACHED)
         lock.acquire()
-        assert lock.locked()
         assert not is_free(self.dropped)
         circle: list[object] = [lock]
         circle.append(circle)
@@ -188,55 +202,91 @@ class Worker(threading.Thread):
             del lock, circle
             gc.collect()
 
-    def run_an_event_loop(self) -> None:
-        asyncio.run(self.run_tasks())
-
-    async def run_tasks(self) -> None:
+    def run_asyncio(self) -> None:
         async def enter(tree: str, lock: SourceTreeLock) -> None:
             async with lock, source_tree_lock(tree, timeout=0):
                 with alone(tree):
                     await asyncio.sleep(self.random.choice([0, 0.001]))
 
         async def enter_in_time() -> None:
+            limit = self.random.choice([0.001, 0.02, _NEVER_REACHED])
             try:
-                await asyncio.wait_for(
-                    enter(*self.any_lock()), self.random.choice([0.001, 0.02, _NEVER_REACHED])
-                )
+                await asyncio.wait_for(enter(*self.any_lock()), limit)
             except asyncio.TimeoutError as error:
                 # No `LockTimeout`, which is one of its kinds from Python 3.11 on.
                 if isinstance(error, LockTimeout):
                     raise
 
-        await asyncio.gather(*[enter_in_time() for _ in range(3)])
+        async def main() -> None:
+            await asyncio.gather(*[enter_in_time() for _ in range(3)])
+
+        asyncio.run(main())
+
+    def run_trio(self) -> None:
+        async def enter(tree: str, lock: SourceTreeLock) -> None:
+            with trio.move_on_after(self.random.choice([0.001, 0.02, _NEVER_REACHED])):
+                async with lock, source_tree_lock(tree, timeout=0):
+                    with alone(tree):
+                        await trio.sleep(self.random.choice([0, 0.001]))
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(enter, *self.any_lock())
+
+        trio.run(main)
 
     def fork(self) -> None:
         """Fork, inside of its own tree or not; the child enters like anyone."""
-        if self.random.random() < 0.5:
-            with source_tree_lock(self.own, timeout=_NEVER_REACHED), alone(self.own):
-                self.fork_here()
+        tree, lock = self.any_lock()
+        if tree == self.own or self.random.random() < 0.5:
+            wait_for(self.child(tree, lock))
         else:
-            self.fork_here()
+            with source_tree_lock(self.own, timeout=_NEVER_REACHED), alone(self.own):
+                wait_for(self.child(tree, lock))
 
-    def fork_here(self) -> None:
-        tree, lock = self.random.choice(self.trees.shared)
+    def hand_over(self) -> None:
+        """The children take turns. One may be killed, and its parent may leave before they do."""
+        tree, lock = self.any_lock()
+        with lock:
+            environ = lock.environ
+            children = [self.child(tree, lock, environ) for _ in range(3)]
+            if self.random.random() < 0.5:
+                os.kill(children[0], signal.SIGKILL)
+            if self.random.random() < 0.7:
+                wait_for(*children)
+                return
+        wait_for(*children)
+
+    def kill_a_child(self) -> None:
+        child = self.child(*self.any_lock())
+        time.sleep(self.random.random() * 0.01)
+        os.kill(child, signal.SIGKILL)
+        wait_for(child)
+
+    def child(self, tree: str, lock: SourceTreeLock, environ: dict[str, str] | None = None) -> int:
         if self.random.random() < 0.5:
             lock = source_tree_lock(tree, timeout=_NEVER_REACHED)
         child = os.fork()
-        if not child:
-            status = 9
-            try:
-                signal.alarm(int(_CHILD))
-                status = 0
-                for each in (*self.trees.busy, self.own):
-                    if source_tree_lock(each).locked():
-                        status = 3
-                with lock, alone(tree):
-                    pass
-            except BaseException:
-                traceback.print_exc()
-                status = 4
-            finally:
-                os._exit(status)
+        if child:
+            return child
+        status = 4
+        try:
+            signal.alarm(int(_CHILD))
+            os.environ.update(environ or {})
+            assert not any(source_tree_lock(each).is_owner() for each in self.trees.busy)
+            with lock, alone(tree):
+                time.sleep(0.001)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+
+def wait_for(*children: int) -> None:
+    """Until they have ended, in a good way or killed by us."""
+    for child in children:
         deadline = time.monotonic() + _CHILD + 10
         while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
             if time.monotonic() > deadline:
@@ -244,43 +294,34 @@ class Worker(threading.Thread):
                 ended = os.waitpid(child, 0)
                 break
             time.sleep(0.001)
-        assert not ended[1], f"child ended with status {ended[1]}"
+        assert ended[1] in (0, signal.SIGKILL), f"child ended with status {ended[1]}"
 
 
-def left_behind(trees: Trees, before: tuple[int, set[str]]) -> list[str]:
-    """What is still locked, open, running or registered."""
-    threads, descriptors = before
-    tables = {
-        "holds": _held._holds,
-        "open": _kernel_lock._open,
-        "lines": _queue._lines,
-    }
-    found = [f"{name}: {table}" for name, table in tables.items() if table]
-    found += [f"open: {each}" for each in open_descriptors() - descriptors]
-    if _thread._count() > threads:
-        found.append(f"{_thread._count() - threads} threads run")
-    for path in Path(trees.directory).iterdir():
-        tree = str(path)
-        for locked in (tree, source_tree_lock(tree).lock_file):
-            if not is_free(locked):
-                found.append(f"locked: {locked}")
-        if os.listdir(tree):
-            found.append(f"left in a tree: {os.listdir(tree)}")
+def soon(find: Callable[[], list[str]]) -> list[str]:
+    """What is found again and again: threads that wait for callers that gave up end soon."""
+    deadline = time.monotonic() + LIMIT
+    while (found := find()) and time.monotonic() < deadline:
+        time.sleep(0.01)
     return found
 
 
-def main(directory: str, seconds: float, number: int) -> None:
+def main(directory: str, seconds: float, number: int, name: str) -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGALRM, chain=True)  # a child whose time is up tells where it is
-    # Whatever hangs: tell where, and end.
+    # What hangs tells where, and ends.
     faulthandler.dump_traceback_later(seconds + _LEAVING + 2 * LIMIT, exit=True)
     warnings.simplefilter("ignore")  # of forks beside threads, and of locks that were dropped
     logging.disable()
     gc.set_threshold(500, 2, 2)
-    trees = Trees(directory)
-    with source_tree_lock(directory), source_tree_lock(trees.busy[0]):
-        pass  # what the first acquisition imports
+    trees = Trees(directory, name)
     before = _thread._count(), open_descriptors()
+
+    def left_behind() -> list[str]:
+        found = [f"open: {each}" for each in open_descriptors() - before[1]]
+        if _thread._count() > before[0]:
+            found.append(f"{_thread._count() - before[0]} threads run")
+        return found
+
     workers = [Worker(each, trees) for each in range(number)]
     for worker in workers:
         worker.start()
@@ -294,10 +335,7 @@ def main(directory: str, seconds: float, number: int) -> None:
         faulthandler.dump_traceback()
     else:
         gc.collect()
-        deadline = time.monotonic() + LIMIT
-        while left_behind(trees, before) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        trees.failures += left_behind(trees, before)
+        trees.failures += soon(left_behind)
     gone: Counter[str] = Counter()
     for worker in workers:
         gone += worker.gone
@@ -306,4 +344,4 @@ def main(directory: str, seconds: float, number: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
