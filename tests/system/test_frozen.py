@@ -94,8 +94,8 @@ FREEZERS = {
     ),
     "shiv": (
         (
-            "mkdir packed; cp -r {site}/source_tree_lock program.py packed; {bin}/shiv -e program:main "
-            "--site-packages packed -o p.pyz"
+            "mkdir packed; cp -r {site}/source_tree_lock program.py packed; {bin}/shiv "
+            "--site-packages packed -e program:main -o p.pyz"
         ),
         "{python} p.pyz",
     ),

