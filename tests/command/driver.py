@@ -88,9 +88,9 @@ def complaint(ended: subprocess.CompletedProcess[bytes]) -> str:
 class Running(subprocess.Popen[bytes]):
     """The command, whose standard streams are pipes as far as a test uses them."""
 
-    stdin: IO[bytes]
-    stdout: IO[bytes]
-    stderr: IO[bytes]
+    stdin: IO[bytes]  # pyright: ignore[reportIncompatibleVariableOverride]
+    stdout: IO[bytes]  # pyright: ignore[reportIncompatibleVariableOverride]
+    stderr: IO[bytes]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @contextmanager
