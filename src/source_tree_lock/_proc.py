@@ -131,8 +131,8 @@ def is_held(path: str, *, flags: int = READ_ONLY) -> bool:
             return not try_lock(lock)
         finally:
             lock.close()
-    except BlockingIOError:
-        return False  # a lease is no lock
+    except (BlockingIOError, FileNotFoundError):
+        return False  # a lease is no lock; it was removed just now
     except OSError as error:
         if is_unsupported(error) or error.errno == errno.ENAMETOOLONG:
             return False
