@@ -92,13 +92,19 @@ def find_holder(lock_file: str | None, tree: Identity | None) -> Holder | None:
     pid = next((pid for pid in kernel_holders(tree, file) if pid is not None), None)
     if record is not None and pid in (None, record.holder.pid) and not record.is_stale():
         holder = record.holder
-        if pid is None and not (lock_file and is_held(lock_file)):
-            return None  # its writer, on another host, may have ended
+        if pid is None and not (lock_file and is_held(lock_file) and _may_have_open(holder, file)):
+            return None  # its writer may have ended, on another host, or become another program
         holder.is_stopped = holder.is_local and is_stopped(holder.pid)
         return holder
     if pid is None or not is_running(pid):  # one that has ended left its lock to a child
         return None
     return Holder(pid, program_of(pid), this_host(), None, user_of(pid), is_stopped(pid))
+
+
+def _may_have_open(holder: Holder, file: Identity | None) -> bool:
+    """Whether a process has a lock file open, or that cannot be seen."""
+    found = dict(open_paths(holder.pid)) if holder.is_local else {}
+    return not found or file in found
 
 
 def is_tree_held(lock_file: str, tree: str) -> bool:

@@ -1,13 +1,13 @@
-"""The kernel's list of locks is read exactly, and as often as it takes."""
+"""The kernel's list of locks is read exactly."""
 
 from __future__ import annotations
 
-import io
 import os
+from pathlib import Path
 
 import pytest
 
-from source_tree_lock._holder import proc_locks
+from source_tree_lock import _proc
 
 from .crowd import linux_only
 
@@ -41,36 +41,12 @@ LOCKS = """\
     ],
 )
 def test_the_kernels_list_is_read_exactly(
-    device: tuple[int, int], inode: int, pid: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fake_open(path: str, mode: str) -> io.BytesIO:
-        assert (path, mode) == ("/proc/locks", "rb")
-        return io.BytesIO(LOCKS.encode())
-
-    monkeypatch.setattr(proc_locks, "open", fake_open, raising=False)
-    assert proc_locks.kernel_holder((os.makedev(*device), inode)) == pid
-
-
-@linux_only
-def test_a_lock_that_a_look_at_a_changing_list_overlooks_is_found_by_the_next(
+    device: tuple[int, int],
+    inode: int,
+    pid: int | None,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lines = LOCKS.splitlines(keepends=True)
-    looks = iter(["".join(lines[:count]) for count in (5, 4, 6)])
-    monkeypatch.setattr(
-        proc_locks, "open", lambda *_: io.BytesIO(next(looks).encode()), raising=False
-    )
-    assert proc_locks.kernel_holder((os.makedev(0xFE, 0), 4713)) == 14
-
-
-@linux_only
-def test_a_lock_that_two_looks_at_a_long_list_overlook_in_the_same_way_is_found_by_the_next(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A process that locks and unlocks may change the list between its pages twice alike."""
-    others = "".join(f"{n}: FLOCK  ADVISORY  WRITE 9 fe:09:{n} 0 EOF\n" for n in range(7, 99))
-    looks = iter([others, others, LOCKS + others])
-    monkeypatch.setattr(
-        proc_locks, "open", lambda *_: io.BytesIO(next(looks).encode()), raising=False
-    )
-    assert proc_locks.kernel_holder((os.makedev(0xFE, 0), 4713)) == 14
+    tmp_path.joinpath("locks").write_text(LOCKS)
+    monkeypatch.setattr(_proc, "PROC", str(tmp_path))
+    assert _proc.kernel_holders(None, (os.makedev(*device), inode)) == [None, pid]

@@ -2,129 +2,81 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from support import HOLD, LIMIT, WITHOUT_ROOTS_RIGHTS, Child, held_elsewhere, is_free
+from support import LIMIT, WITHOUT_ROOTS_RIGHTS, Child, is_free
 
 from source_tree_lock import Holder, source_tree_lock
-from source_tree_lock._holder import processes
-from source_tree_lock._holder import record as room
-from source_tree_lock._holder.processes import host
+from source_tree_lock._record import Record, read_record
 
-from .crowd import (
-    a_record,
-    flock_1,
-    linux_only,
-    mounted,
-    on_host,
-    put,
-    record_of,
-    root_only,
-    whom_a_wait_is_for,
-)
+from .crowd import a_record, awaited_holder, flock_1, linux_only, mounted, put, record_of, root_only
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="a held lock file is read as a whole")
 
 
-def read(lock_file: Path, record: bytes) -> room.Record | None:
+def read(lock_file: Path, record: bytes) -> Record | None:
     put(lock_file, record)
-    return room.read_record(str(lock_file))
+    return read_record(str(lock_file))
 
 
+@linux_only
 def test_a_well_formed_record_is_read(tmp_path: Path) -> None:
     now = time.time()
-    record = read(tmp_path / "a.lock", a_record(program="c++_build-1.2", since=now))
+    record = read(tmp_path / "a.lock", a_record(program="c++_build-1.2", since=now, user="0"))
+    holder = Holder(os.getpid(), "c++_build-1.2", os.uname().nodename, now, "root")
     assert record is not None
-    assert record.holder == Holder(os.getpid(), "c++_build-1.2", host(), now)
-    assert record.token == "ab" * 16
-    assert record.is_from_here()
-    assert not record.is_for_hooks
+    assert (record.holder, record.token, record.for_children) == (holder, "ab" * 16, False)
 
 
-BAD_VALUES: list[tuple[str, object]] = [
-    ("pid", "absent"),
-    ("pid", 0),
-    ("pid", -1),
-    ("pid", 2**31),
-    ("pid", 10**400),
-    ("pid", 4711.0),
-    ("pid", True),
-    ("pid", "4711"),
-    ("pid", None),
-    ("pid", float("nan")),
-    ("pid", [4711]),
-    ("since", "absent"),
-    ("since", float("nan")),
-    ("since", float("inf")),
-    ("since", float("-inf")),
-    ("since", -1.0),
-    ("since", 1e300),
-    ("since", True),
-    ("since", "yesterday"),
-    ("since", float(2**32)),  # in 2106
-    ("since", 1_700_000_000.0),  # in 2023: before this process started
-    ("pid_namespace", "absent"),
-    ("pid_namespace", -1),
-    ("pid_namespace", 2**65),
-    ("pid_namespace", 1.5),
-    ("pid_namespace", False),
-    ("program", "absent"),
-    ("program", ""),
-    ("program", 7),
-    ("program", None),
-    ("program", "x" * 65),
-    ("program", "two words"),
-    ("program", "../../etc/passwd"),
-    ("program", "$(reboot)"),
-    ("program", "bäcker"),
-    ("program", "two\nlines"),
-    ("program", "\033[31mred"),
-    ("program", "\x9b31mred"),
-    ("program", "over\rwritten"),
-    ("program", "nul\0"),
-    ("program", "\u202egnp.exe"),
-    ("program", "\ud800"),
-    ("program", ["build"]),
-    ("host", "absent"),
-    ("host", ""),
-    ("host", {}),
-    ("host", "\033]0;title\007"),
-    ("host", "x" * 65),
-    ("token", "absent"),
-    ("token", ""),
-    ("token", 7),
-    ("token", "\033c"),
-]
+#: The values of a field that make no sense. Without those of the first two there is no record.
+BAD_VALUES: dict[str, list[object]] = {
+    "pid": ["absent", 0, -1, 2**31, 10**400, 4711.0, True, "4711", None, float("nan"), [4711]],
+    "token": ["absent", "", 7, "\033c"],
+    "since": [
+        *("absent", float("nan"), float("inf"), -1.0, 1e300, True, "yesterday"),
+        float(2**32),  # in 2106
+    ],
+    "program": [
+        *("absent", "", 7, None, "x" * 65, "two words", "../../etc/passwd", "$(reboot)", "bäcker"),
+        *("two\nlines", "\033[31mred", "\x9b31mred", "nul\0", "\u202egnp.exe", "\ud800", ["build"]),
+    ],
+    "host": ["absent", "", {}, "\033]0;title\007", "x" * 65],
+    "user": ["absent", "", 7, "\033[31mred", "x" * 65],
+    "pid_namespace": ["absent", -1, 2**65, 1.5, False],
+    "boot": ["absent", "", 7, "another"],
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), BAD_VALUES, ids=[f"{name}-{value!r:.24}" for name, value in BAD_VALUES]
-)
-def test_a_value_that_makes_no_sense_is_unknown_and_without_some_there_is_no_record(
-    name: str, value: object, tmp_path: Path
-) -> None:
+@linux_only
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_value_that_makes_no_sense_is_unknown(name: str, tmp_path: Path) -> None:
     good = read(tmp_path / "a.lock", a_record())
     assert good is not None
-    assert None not in (good.holder.program, good.holder.host, good.holder.since)
-    record = read(tmp_path / "a.lock", a_record(**{name: value}))
-    if name in ("pid", "pid_namespace", "token"):
-        assert record is None
-    else:
-        assert record is not None
-        assert record.holder.pid == os.getpid()
-        assert getattr(record.holder, name) is None
+    assert None not in vars(good.holder).values()
+    for value in BAD_VALUES[name]:
+        record = read(tmp_path / "a.lock", a_record(**{name: value}))
+        if name in ("pid", "token"):
+            assert record is None, value
+            continue
+        assert record is not None, value
+        assert record.holder.pid == os.getpid(), value
+        if name in ("pid_namespace", "boot", "host"):
+            assert not record.holder.is_local, value
+        if name not in ("pid_namespace", "boot"):
+            assert getattr(record.holder, name) is None, value
 
 
+@linux_only
 @pytest.mark.parametrize(
     "data",
     [
         pytest.param(b"", id="empty"),
-        pytest.param(b"\n" * 150, id="blank"),
+        pytest.param(b"\n" * 512, id="blank"),
         pytest.param(b"\0" * 150, id="zeros"),
         pytest.param(b"{", id="cut off"),
         pytest.param(b"[]", id="a list"),
@@ -136,9 +88,9 @@ def test_a_value_that_makes_no_sense_is_unknown_and_without_some_there_is_no_rec
         pytest.param(b"\xff\xfe\x00", id="no text"),
         pytest.param('{"program": "Bäcker"}'.encode("latin-1"), id="not UTF-8"),
         pytest.param(b"\033[2J" * 100, id="terminal escapes"),
-        pytest.param(a_record() + b"\n" + a_record(), id="two records"),
-        pytest.param(a_record() + b"x" * 10, id="a tail"),
-        pytest.param(a_record(more="y" * 4096), id="longer than a record is"),
+        pytest.param(b'{"pid": 1, "token": "a"} {"pid": 2, "token": "b"}', id="two records"),
+        pytest.param(b'{"pid": 1, "token": "a"}' + b"x" * 10, id="a tail"),
+        pytest.param(b'{"pid": 1, "token": "a", "more": "%s"}' % (b"y" * 512), id="too long"),
         pytest.param(b"x" * 3_000_000, id="megabytes"),
     ],
 )
@@ -146,35 +98,21 @@ def test_what_is_no_record_is_none(data: bytes, tmp_path: Path) -> None:
     assert read(tmp_path / "a.lock", data) is None
 
 
-def test_no_more_than_a_record_is_read_of_a_lock_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-
-    def spy(descriptor: int, size: int, offset: int) -> bytes:
-        sizes.append(size)
-        return b""
-
-    monkeypatch.setattr(os, "pread", spy)
-    read(tmp_path / "a.lock", b"x" * 100_000)
-    assert sizes == [4096]
-
-
-@pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "directory", "missing"])
 def test_what_is_no_lock_file_has_no_record(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     if kind == "symlink":
-        put(tmp_path / "target", a_record())
+        put(tmp_path / "target", b'{"pid": 1, "token": "a"}')
+        assert read_record(str(tmp_path / "target")) is not None
         path.symlink_to(tmp_path / "target")
     elif kind == "fifo":
         os.mkfifo(path)
     elif kind == "directory":
         path.mkdir()
-    assert room.read_record(str(path)) is None
+    assert read_record(str(path)) is None
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a Windows lock keeps a junk record from the test")
+@linux_only
 def test_junk_in_a_lock_file_keeps_nobody_from_locking_and_reaches_no_log(
     tree: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -182,178 +120,67 @@ def test_junk_in_a_lock_file_keeps_nobody_from_locking_and_reaches_no_log(
     lock_file = source_tree_lock(tree).lock_file
     put(lock_file, b"\033[31mEVIL\033]0;\007" * 200_000)
     with flock_1(lock_file):
-        holder = whom_a_wait_is_for(tree)
+        holder = awaited_holder(tree)
     assert "EVIL" not in caplog.text
     assert "\033" not in caplog.text + str(holder)
     with source_tree_lock(tree, timeout=LIMIT):
         # What is left of it behind the record would make the record junk.
         assert record_of(lock_file)["pid"] == os.getpid()
-
-
-# Stale ones
-
-
-def test_the_record_of_a_process_that_lives_is_not_stale(tmp_path: Path) -> None:
-    record = read(tmp_path / "a.lock", a_record())
-    assert record is not None
-    assert record.is_from_here()
-    assert not record.is_stale()
-
-
-def test_the_record_of_a_dead_process_is_stale(tmp_path: Path) -> None:
-    with Child("") as child:
-        pass
-    record = read(tmp_path / "a.lock", a_record(pid=child.pid))
-    assert record is not None
-    assert record.is_stale()
-
-
-@linux_only
-def test_the_record_of_a_zombie_is_stale(tmp_path: Path) -> None:
-    with Child("tell('here')") as child:
-        child.expect("here")
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        record = read(tmp_path / "a.lock", a_record(pid=child.pid))
-        assert record is not None
-        assert record.is_stale()
-
-
-@pytest.mark.parametrize("change", ["host", "pid_namespace"])
-def test_the_record_of_another_host_or_pid_namespace_is_never_stale(
-    change: str, tmp_path: Path
-) -> None:
-    with Child("") as child:
-        pass
-    value = {"host": "elsewhere.example", "pid_namespace": 4711}[change]
-    record = read(tmp_path / "a.lock", a_record(pid=child.pid, since=1.0, **{change: value}))
-    assert record is not None
-    assert not record.is_from_here()
-    assert not record.is_stale()
-
-
-@root_only
-@pytest.mark.parametrize(
-    ("name", "is_stale"), [("node1", False), (os.uname().nodename, True)], ids=["there", "here"]
-)
-def test_a_record_is_stale_when_its_writer_died_here_and_never_when_elsewhere(
-    tree: Path, name: str, is_stale: bool
-) -> None:
-    with on_host(name, HOLD, tree, own_pids=False) as holder:
-        holder.expect("held")
-        os.kill(holder.pid, signal.SIGKILL)
-        assert holder.process.wait(LIMIT) == -signal.SIGKILL
-    record = room.read_record(str(source_tree_lock(tree).lock_file))
-    assert record is not None
-    assert record.holder.pid == holder.pid
-    assert record.holder.host == name
-    assert record.is_stale() is is_stale
-
-
-def rewritten(lock_file: Path, **changes: object) -> room.Record:
-    """The record in a lock file, with changes, as it is read here."""
-    fields = {**json.loads(lock_file.read_text()), **changes}
-    lock_file.write_text(json.dumps(fields))
-    record = room.read_record(str(lock_file))
-    assert record is not None
-    return record
-
-
-@linux_only
-def test_hosts_of_one_name_are_told_apart_by_their_boot(tree: Path) -> None:
-    lock_file = source_tree_lock(tree).lock_file
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    with held_elsewhere(tree) as holder:
-        assert json.loads(lock_file.read_text())["boot"] == boot
-        record = rewritten(lock_file)
-        assert record.is_from_here()
-        assert not record.is_stale()
-        record = rewritten(lock_file, boot="c0ffee00-0000-4000-8000-000000000000")
-        assert not record.is_from_here()
-        holder.kill()
-    assert not rewritten(lock_file).is_stale()
-    assert rewritten(lock_file, boot=boot).is_stale()
+    assert lock_file.read_bytes()[:512].strip() == b""
 
 
 # It is a courtesy
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a held lock file is read as a whole")
-def test_the_record_is_there_while_the_tree_is_held_and_blank_afterwards(tree: Path) -> None:
-    lock = source_tree_lock(tree)
-    with lock:
-        record = record_of(lock.lock_file)
-        assert (record["pid"], record["host"]) == (os.getpid(), host())
-        assert record["program"] == processes.program()
-    assert lock.lock_file.read_bytes().strip() == b""
+@pytest.fixture
+def lock_dir(request: pytest.FixtureRequest, tree: Path, tmp_path: Path) -> object:
+    """A lock directory where no record can be written."""
+    directory = tmp_path / "locks"
+    directory.mkdir()
+    lock_file = source_tree_lock(tree, lock_dir=directory).lock_file
+    private = tmp_path / "private"
+    private.write_bytes(b"of somebody else" * 20)
+    if request.param == "full":
+        with mounted("-t", "tmpfs", "-o", "size=4k", "tmpfs", directory):
+            (directory / "filling").write_bytes(b"x" * 4096)
+            yield directory
+            assert lock_file.stat().st_size == 0
+        return
+    if request.param == "read-only":
+        lock_file.write_bytes(private.read_bytes())
+        lock_file.chmod(0o444)
+    else:
+        os.link(private, lock_file)
+    yield directory
+    assert lock_file.read_bytes() == b"of somebody else" * 20
 
 
-def held_without_a_record(tree: Path, lock_dir: Path, prefix: tuple[str, ...] = ()) -> None:
-    """A process can hold the tree, and hand it over where the kernel names it as the holder."""
+@pytest.mark.parametrize(
+    "lock_dir",
+    [pytest.param("full", marks=root_only), "read-only", "another link"],
+    indirect=True,
+)
+def test_where_no_record_can_be_written_the_tree_is_held_and_handed_over_nevertheless(
+    lock_dir: Path, tree: Path
+) -> None:
     hold = """
-        from source_tree_lock import LockUnavailable, source_tree_lock
+        from source_tree_lock import source_tree_lock
         with source_tree_lock(sys.argv[1], lock_dir=sys.argv[2]) as lock:
-            tell("held")
-            heard()
-            try:
-                tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
-            except LockUnavailable as error:
-                tell(error)
+            tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
             heard()
         tell("released")
     """
-    enter = """
-        from source_tree_lock import source_tree_lock
-        tell(source_tree_lock(sys.argv[1], lock_dir=sys.argv[2]).acquire(blocking=False))
-    """
     lock = source_tree_lock(tree, lock_dir=lock_dir)
-    with Child(hold, tree, lock_dir, prefix=prefix) as child:
-        child.expect("held")
-        assert not is_free(lock.lock_file)
-        child.say()
+    with Child(hold, tree, lock_dir, prefix=WITHOUT_ROOTS_RIGHTS) as child:
         handed_over = child.line()
+        assert not is_free(lock.lock_file)
         if sys.platform == "linux":
             holder = lock.holder()
             assert holder is not None
             assert holder.pid == child.pid
             environ = {"SOURCE_TREE_LOCK_HELD": handed_over}
-            with Child(enter, tree, lock_dir, environ=environ) as handed:
-                handed.expect("True")
-        else:
-            assert "cannot be handed over" in handed_over
+            with Child(hold, tree, lock_dir, environ=environ) as handed:
+                handed.line()
         child.say()
         child.expect("released")
         assert is_free(lock.lock_file)
-
-
-@root_only
-def test_a_full_disk_keeps_nobody_from_locking(tree: Path, tmp_path: Path) -> None:
-    lock_dir = tmp_path / "full"
-    lock_dir.mkdir()
-    with mounted("-t", "tmpfs", "-o", "size=4k", "tmpfs", lock_dir):
-        (lock_dir / "filling").write_bytes(b"x" * 4096)
-        with pytest.raises(OSError, match="No space left"):
-            (lock_dir / "another").write_bytes(b"x")
-        held_without_a_record(tree, lock_dir)
-        assert source_tree_lock(tree, lock_dir=lock_dir).lock_file.stat().st_size == 0
-
-
-@linux_only
-def test_a_lock_file_that_may_only_be_read_keeps_nobody_from_locking(
-    tree: Path, tmp_path: Path
-) -> None:
-    lock_file = source_tree_lock(tree, lock_dir=tmp_path).lock_file
-    lock_file.write_bytes(b"of somebody else")
-    lock_file.chmod(0o444)
-    held_without_a_record(tree, tmp_path, WITHOUT_ROOTS_RIGHTS)
-    assert lock_file.read_bytes() == b"of somebody else"
-
-
-@pytest.mark.skipif(os.name != "posix", reason="hard links as POSIX has them")
-def test_a_lock_file_with_another_name_keeps_nobody_from_locking_and_is_not_written_to(
-    tree: Path, tmp_path: Path
-) -> None:
-    private = tmp_path / "private"
-    private.write_bytes(b"of somebody else" * 20)
-    os.link(private, source_tree_lock(tree, lock_dir=tmp_path).lock_file)
-    held_without_a_record(tree, tmp_path)
-    assert private.read_bytes() == b"of somebody else" * 20
