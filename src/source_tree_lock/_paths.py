@@ -283,11 +283,17 @@ def open_lock_file(place: Place) -> KernelLock:
                 os.makedirs(directory)
             except OSError as error:
                 # What existed may be gone by now; then try again.
-                if not isinstance(error, FileExistsError) or (
-                    os.path.lexists(directory) and not os.path.isdir(directory)
-                ):
+                if not isinstance(error, FileExistsError) or _is_no_directory(directory):
                     raise _unavailable(place, error, is_missing=True) from error
     raise replaced_too_often(place.path)
+
+
+def _is_no_directory(path: str) -> bool:
+    """Whether something else than a directory is at a path, by one look: it may be removed."""
+    with suppress(OSError):
+        mode = os.lstat(path).st_mode
+        return not stat.S_ISDIR(mode) and not (stat.S_ISLNK(mode) and os.path.isdir(path))
+    return False
 
 
 def replaced_too_often(path: str) -> LockUnavailable:
