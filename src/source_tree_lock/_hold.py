@@ -175,7 +175,8 @@ HELD_VARIABLE = "SOURCE_TREE_LOCK_HELD"
 
 def environ_of(owner: Owner) -> dict[str, str]:
     """The variable that hands over all holds of an owner, and what was handed to this process."""
-    import json  # imported only to hand over: it takes longer than an entry
+    with guard:
+        import json  # imported only to hand over: it takes longer than an entry
 
     entries = {}
     with suppress(ValueError, TypeError, LookupError, RecursionError):

@@ -269,7 +269,8 @@ class SourceTreeLock:
             TypeError: it is not a function, or a generator function; or it was decorated without
                 parentheses and is called now.
         """
-        from ._decorator import decorate
+        with guard:
+            from ._decorator import decorate
 
         # A function that was decorated by `@source_tree_lock` is the path, and its name leads here.
         names = getattr(self._path, "__globals__", {})
@@ -408,7 +409,8 @@ def _check_timeout(seconds: float | None, name: str) -> None:
 def _check_callback(callback: object, name: str) -> None:
     if callback is None:
         return
-    import inspect  # in a process without callbacks, it would take longer than an entry
+    with guard:
+        import inspect  # in a process without callbacks, it would take longer than an entry
 
     if not callable(callback):
         raise TypeError(f"{name} must be a callable or None, not {callback!r}")

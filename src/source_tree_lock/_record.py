@@ -85,7 +85,8 @@ def _write(lock: KernelLock, data: bytes, offset: int) -> None:
 
 def read_record(path: str) -> Record | None:
     """The record in the lock file at ``path``; ``None`` if there is no well-formed one."""
-    import json  # imported only to read: it takes longer than an entry
+    with guard:
+        import json  # imported only to read: it takes longer than an entry
 
     try:
         found = json.loads(_read(path, _SIZE, RECORD_START))
