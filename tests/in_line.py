@@ -1,30 +1,41 @@
-"""Who stands in the queue for a lock file, in this process."""
+"""Waits for a tree in this process: what they wait for, and how many stand in the queue."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from support import LIMIT, Child, is_free, wait_until
+from support import LIMIT, Child, held_elsewhere, is_free, wait_until
 
 from source_tree_lock import _queue, source_tree_lock
 
+#: What a waiting caller waits for: with another temporary directory, its holder has the tree alone.
+each_lock = pytest.mark.parametrize("blocked_by", ["lock file", "tree"])
 
-def waiting_in_line(lock_file: Path) -> int:
-    queue = _queue._queues.get(str(lock_file))
+
+def holding(tree: Path, blocked_by: str) -> AbstractContextManager[Child]:
+    """Another process holds the tree, in the way of others by one of `each_lock`."""
+    return held_elsewhere(
+        tree, environ={"TMPDIR": str(tree.parent)} if blocked_by == "tree" else {}
+    )
+
+
+def has_queue(path: Path) -> bool:
+    """Whether a thread waits for this lock file or tree, if only for callers that gave up."""
+    return str(path) in _queue._queues
+
+
+def waiting_in_line(path: Path) -> int:
+    queue = _queue._queues.get(str(path))
     return len(queue.turns) if queue else 0
 
 
-def has_queue(lock_file: Path) -> bool:
-    """Whether a thread waits for this lock file, if only for callers that gave up."""
-    return str(lock_file) in _queue._queues
-
-
-async def until_waiting(lock_file: Path, count: int) -> None:
+async def until_waiting(path: Path, count: int) -> None:
     async def wait() -> None:
-        while waiting_in_line(lock_file) != count:  # noqa: ASYNC110
+        while waiting_in_line(path) != count:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     await asyncio.wait_for(wait(), LIMIT)
@@ -41,25 +52,20 @@ def lock_file(tree: Path) -> Iterator[Path]:
 class WaitingTask:
     """A task that waits for a tree, in a loop that only runs when it is told to."""
 
-    def __init__(self, tree: Path, lock_file: Path, timeout: float | None = None) -> None:
+    def __init__(self, tree: Path, lock_file: Path) -> None:
         self.lock_file = lock_file
         self.loop = asyncio.new_event_loop()
-        self.task = self.loop.create_task(self._enter(tree, timeout))
+        self.task = self.loop.create_task(self._enter(tree))
         self.run_until_waiting()
 
-    async def _enter(self, tree: Path, timeout: float | None) -> None:
-        async with source_tree_lock(tree, timeout=timeout):
+    async def _enter(self, tree: Path) -> None:
+        async with source_tree_lock(tree):
             pass
 
     def run_once(self, *functions: Callable[[], object]) -> None:
         """Run what is ready, and `functions`, during which the loop runs and gets nowhere."""
-
-        def call() -> None:
-            for function in functions:
-                function()
-            self.loop.stop()
-
-        self.loop.call_soon(call)
+        for function in (*functions, self.loop.stop):
+            self.loop.call_soon(function)
         self.loop.run_forever()
 
     def run_until_waiting(self) -> None:
