@@ -128,18 +128,14 @@ def test_a_timeout_is_75_and_names_the_holder(
     assert re.match(pattern, last), last
 
 
-@pytest.mark.parametrize("action", [["run", "--timeout", "0"], ["status"]], ids=["run", "status"])
-def test_a_timeout_in_the_environment_that_makes_no_sense_is_named(
-    action: list[str], tree: Path
-) -> None:
+def test_a_timeout_in_the_environment_that_makes_no_sense_is_named(tree: Path) -> None:
     # Also where there is nothing to wait for; but an option, or `status`, does without it.
     environ = {"SOURCE_TREE_LOCK_TIMEOUT": "soon"}
-    command = [] if action == ["status"] else ["--", "true"]
-    assert run(*action, tree, *command, environ=environ).returncode == 0
+    assert run("status", tree, environ=environ).returncode == 0
+    assert run("run", "--timeout", "0", tree, "--", "true", environ=environ).returncode == 0
     ended = run("run", tree, "--", "true", environ=environ)
     assert ended.returncode == 2
-    assert "SOURCE_TREE_LOCK_TIMEOUT" in complaint(ended)
-    assert "soon" in complaint(ended)
+    assert re.search("SOURCE_TREE_LOCK_TIMEOUT.*soon", complaint(ended))
 
 
 @pytest.mark.parametrize("way", ["option", "environment"])
@@ -147,7 +143,7 @@ def test_a_lock_that_cannot_be_had_is_69(way: str, tree: Path, tmp_path: Path) -
     bad = tmp_path / "a file"
     bad.touch()
     options = ["--lock-dir", bad] if way == "option" else []
-    environ = {"SOURCE_TREE_LOCK_DIR": str(bad)} if way == "environment" else {}
+    environ = {} if way == "option" else {"SOURCE_TREE_LOCK_DIR": str(bad)}
     ended = run("run", *options, tree, "--", "echo", "inside", environ=environ)
     assert (ended.returncode, ended.stdout) == (69, b"")
     assert str(bad) in complaint(ended)

@@ -16,7 +16,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from support import LIMIT, Child, held_elsewhere, stop_for_good, wait_until, wait_until_blocked
+from support import LIMIT, Child, held_elsewhere, wait_until, wait_until_blocked
 
 from source_tree_lock import source_tree_lock
 
@@ -98,37 +98,30 @@ def test_a_stopped_holder_is_continued_and_not_killed(tree: Path) -> None:
 
 @as_root
 @pytest.mark.parametrize("is_stopped", [False, True], ids=["runs", "stopped"])
-@pytest.mark.parametrize(
-    ("holder", "reader"), [(NOBODY, ()), ((), NOBODY)], ids=["asked by root", "held by root"]
-)
+@pytest.mark.parametrize("reader", [(), NOBODY], ids=["asked by root", "held by root"])
 def test_the_advice_can_be_followed_by_the_user_who_asks(
-    holder: tuple[str, ...],
-    reader: tuple[str, ...],
-    is_stopped: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    reader: tuple[str, ...], is_stopped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if run("--version", command=[*NOBODY, *COMMAND]).returncode:
         pytest.skip("another user may not run this Python")
+    holder, user = ((), "root") if reader else (NOBODY, "nobody")
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
-        tree = Path(directory)
-        tree.chmod(0o777 | 0o1000)
+        os.chmod(directory, 0o1777)
         monkeypatch.setenv("TMPDIR", directory)
-        command = [*holder, *COMMAND, "run", str(tree), "--", "sh", "-c", "echo; sleep 60"]
+        command = [*holder, *COMMAND, "run", directory, "--", "sh", "-c", "echo; sleep 60"]
         with started(command=command, stdout=PIPE) as process:
             assert process.stdout.read(1) == b"\n"
             if is_stopped:
                 process.send_signal(signal.SIGSTOP)
-            ended = run("status", tree, command=[*reader, *COMMAND])
-            stop_for_good(process)
-    told, pid = ended.stdout.decode(), process.pid
-    assert f"(pid {pid}, user {'nobody' if holder else 'root'})" in told, ended
-    expected = {
-        (False, False): f"Wait until it is done, or ask root to end pid {pid}.",
-        (False, True): "It is stopped. Ask root to let it go on: fg in its terminal, or kill",
-        (True, False): f"end pid {pid} (kill {pid}), or wait until it is done.",
-        (True, True): "It is stopped. Let it go on: fg in its terminal, or kill",
-    }
-    assert expected[not reader, is_stopped] in told
+            told = run("status", directory, command=[*reader, *COMMAND]).stdout.decode()
+    pid = process.pid
+    assert f"(pid {pid}, user {user})" in told
+    if is_stopped:
+        assert ("It is stopped. Ask root to let it" if reader else "It is stopped. Let it") in told
+    elif reader:
+        assert f"Wait until it is done, or ask root to end pid {pid}." in told
+    else:
+        assert f"end pid {pid} (kill {pid}), or wait until it is done." in told
 
 
 WAIT = "from source_tree_lock import source_tree_lock as lock; lock(sys.argv[1]).acquire()"
@@ -197,15 +190,11 @@ def test_every_path_can_be_shown_in_every_encoding(
     name: bytes, encoding: str, tmp_path: Path
 ) -> None:
     tree = os.path.join(os.fsencode(tmp_path), name)
-    try:
-        os.mkdir(tree)
-    except OSError:
-        pytest.skip("the file system takes no such name")
+    os.mkdir(tree)
     ended = run("status", tree, environ={"PYTHONIOENCODING": encoding})
     assert (ended.returncode, ended.stderr) == (0, b"")
     text = ended.stdout.decode(encoding)
-    assert len(text.splitlines()) == 2
+    assert text.count("\n") == 2
     assert "\033" not in text
-    if (name.decode(errors="replace"), encoding) == ("bä", "utf-8"):
-        assert "/bä: free" in text
+    assert ("/bä: free" in text) == (name.endswith(b"\xa4") and encoding == "utf-8")
     assert os.fsencode(json.loads(run("status", "--json", tree).stdout)["tree"]) == tree

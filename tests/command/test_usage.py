@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
@@ -10,9 +11,9 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from support import LIMIT, own_mounts
+from support import LIMIT
 
-from .driver import COMMAND, MODULE, complaint, run, started
+from .driver import COMMAND, MODULE, complaint, run
 
 
 @pytest.mark.parametrize("command", [COMMAND, MODULE], ids=["installed", "module"])
@@ -32,31 +33,21 @@ WRITE = "write source-tree-lock run TREE -- COMMAND..."
         ([], "run or status", ""),
         (["walk"], "invalid choice", ""),
         (["--verbose"], "unrecognized option: --verbose (", ""),
-        (["--verbose", "status"], "unrecognized option: --verbose (", " status"),
         (["run"], WRITE, " run"),
         (["run", "{tree}"], WRITE, " run"),
-        (["run", "{tree}", "--"], WRITE, " run"),
         (["run", "{tree}", "--", ""], WRITE, " run"),
-        (["run", "{tree}", "true"], WRITE, " run"),
         (["run", "{tree}", "make", "-j4"], WRITE, " run"),
-        (["run", "{tree}", "{tree}", "--", "true"], WRITE, " run"),
         (["run", "--", "true"], WRITE, " run"),
         (["run", "--what", "{tree}", "--", "true"], "unrecognized option: --what (", " run"),
         (["run", "--what", "5", "{tree}", "--", "x"], "unrecognized option: --what (", " run"),
-        (["run", "{tree}", "--what=5", "--", "x"], "unrecognized option: --what (", " run"),
         (["run", "--what", "--", "true"], "unrecognized option: --what (", " run"),
-        (["run", "-j4", "{tree}", "--", "true"], "unrecognized option: -j4 (", " run"),
         (["run", "--time", "1", "{tree}", "--", "x"], "unrecognized option: --time (", " run"),
         (["run", "{tree}/missing", "--", "true"], "'{tree}/missing'", None),
         (["run", "{tree}/file", "--", "true"], "'{tree}/file'", None),
-        (["status", "{tree}", "true"], "status takes one TREE and no command", " status"),
         (["status", "{tree}", "--", "true"], "status takes one TREE and no command", " status"),
         (["status", "--timeout=1", "{tree}"], "unrecognized option: --timeout (", " status"),
-        (["status", "--js"], "unrecognized option: --js (", " status"),
         (["status", "{tree}/missing"], "'{tree}/missing'", None),
-        (["status", "{tree}/file"], "'{tree}/file'", None),
         (["status", "--lock-dir", "{tree}/missing"], "no such lock directory: '{tree}/m", None),
-        (["status", "--lock-dir", "{tree}/file"], "no such lock directory: '{tree}/file'", None),
     ],
 )
 def test_bad_usage_is_2_and_one_message_that_points_to_the_help(
@@ -83,25 +74,22 @@ def test_a_time_is_in_seconds_minutes_or_hours_and_a_mistake_is_answered_with_wh
         assert f"{text!r} is not a time: write seconds (5 or 5s), minutes" in complaint(ended)
 
 
-def test_help_says_what_there_is_and_every_exit_status() -> None:
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("", "run status --version uv"),
+        (
+            "run",
+            "--timeout,T,10m --lock-dir --quiet signals: SIGINT 128,+,n 127 126 75 69 2 130 143",
+        ),
+        ("status", "--json --lock-dir 0,free 1,held 2,bad,usage 69,cannot,tell"),
+    ],
+)
+def test_help_says_what_there_is_and_every_exit_status(action: str, words: str) -> None:
     environ = {"PYTHONIOENCODING": "ascii", "COLUMNS": "100"}
-    told = {
-        name: " ".join(run(*name.split(), "--help", environ=environ).stdout.decode().split())
-        for name in ("", "run", "status")
-    }
-    expected = {
-        "": ["run", "status", "--version", "uv"],
-        "run": [
-            "source-tree-lock run [-h] [--timeout T] [--lock-dir D] [--quiet] TREE -- COMMAND...",
-            "in the current directory, not in TREE",
-            "signals: SIGTERM and SIGHUP are passed on",
-            "a SIGINT or SIGQUIT that is sent to run alone is not passed on",
-            *("128 + n", "127 COMMAND", "126 COMMAND", "75 timed", "69 the", "2 bad", "130", "143"),
-        ],
-        "status": ["0 free", "1 held", "2 bad usage", "69 cannot tell", "--json"],
-    }
-    for name, words in expected.items():
-        assert [each for each in words if each not in told[name]] == []
+    told = run(*action.split(), "--help", environ=environ).stdout.decode()
+    parts = [[*map(re.escape, each.split(","))] for each in words.split()]
+    assert [each for each in parts if not re.search(r"[\s\S]*?".join(each), told)] == []
 
 
 def test_the_version_is_that_of_the_distribution() -> None:
@@ -139,29 +127,19 @@ def test_a_tree_with_modules_of_its_own_gets_none_of_them_imported(
     assert ended.stderr.startswith(b"imported ")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="hides /dev in a mount namespace")
-def test_where_there_is_no_dev_null_it_runs_all_the_same(tree: Path) -> None:
-    script = 'mount -t tmpfs none /dev; test ! -e /dev/null && "$@" <&-'
-    command = [*own_mounts(), "sh", "-c", script, "sh", *COMMAND]
-    ended = run("run", tree, "--", "echo", "inside", command=command)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"inside\n", b"")
-
-
 @pytest.mark.parametrize("arguments", [["status", "."], ["status", "--json", "."], ["--help"]])
 def test_output_that_nobody_reads_or_takes_is_69_without_a_traceback(
     arguments: list[str], tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     reader, writer = os.pipe()
-    os.close(reader)  # before it starts: on a busy machine it may be done before we go on
-    with (
-        os.fdopen(writer, "wb") as stdout,
-        started(*arguments, cwd=tree, stdout=stdout, stderr=PIPE) as process,
-    ):
-        assert process.wait(LIMIT) == 69
-        assert process.stderr.read() == b""
-    if Path("/dev/full").exists():
-        to_full = ["sh", "-c", 'exec "$0" "$@" >/dev/full', *COMMAND]
-        ended = run(*arguments, cwd=tree, command=to_full)
-        assert ended.returncode == 69
-        assert "No space left on device" in complaint(ended)
+    os.close(reader)
+    with os.fdopen(writer, "wb") as closed:
+        process = subprocess.run(
+            [*COMMAND, *arguments], cwd=tree, stdout=closed, stderr=PIPE, timeout=LIMIT
+        )
+    assert (process.returncode, process.stderr) == (69, b"")
+    to_full = ["sh", "-c", 'exec "$0" "$@" >/dev/full', *COMMAND]
+    ended = run(*arguments, cwd=tree, command=to_full)
+    assert ended.returncode == 69
+    assert "No space left on device" in complaint(ended)
