@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import pickle
 import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import LIMIT, Child, held_elsewhere, in_thread, is_free, wait_until
+from in_line import holding
+from support import LIMIT, Child, held_elsewhere, is_free, wait_until
 from ways import WAYS
 
 from source_tree_lock import Holder, LockTimeout, Wait, _wait, source_tree_lock
 from source_tree_lock.adapters import locked_hooks, locked_runner
 
-#: Each way into a tree, and what the holder has of it: with another temporary directory, it is the
-#: tree alone.
-waits = pytest.mark.parametrize(
+pytestmark = pytest.mark.usefixtures("no_leaks")
+#: Each way into a tree, and what the holder has of it.
+each_wait = pytest.mark.parametrize(
     ("way", "blocked_by"),
     [(way, "lock file") for way in WAYS] + [("with", "tree"), ("async with", "tree")],
 )
-
-
-def environ_of_holder(blocked_by: str, tmp_path: Path) -> dict[str, str]:
-    return {"TMPDIR": str(tmp_path)} if blocked_by == "tree" else {}
+Messages = Callable[[int], list[str]]
 
 
 @pytest.fixture
-def messages(caplog: pytest.LogCaptureFixture) -> Callable[[int], list[str]]:
+def messages(caplog: pytest.LogCaptureFixture) -> Messages:
     caplog.set_level(logging.INFO, "source_tree_lock")
 
     def of_level(level: int) -> list[str]:
@@ -47,54 +46,38 @@ def messages(caplog: pytest.LogCaptureFixture) -> Callable[[int], list[str]]:
 # The callbacks
 
 
-@waits
+@each_wait
 def test_each_callback_is_called_when_it_is_due(
-    way: str,
-    blocked_by: str,
-    tree: Path,
-    tmp_path: Path,
-    messages: Callable[[int], list[str]],
-    no_leaks: object,
+    way: str, blocked_by: str, tree: Path, messages: Messages
 ) -> None:
-    first: list[Wait] = []
-    then: list[Wait] = []
-    last: list[Wait] = []
-    where: list[object] = []
-    environ = environ_of_holder(blocked_by, tmp_path)
-    with held_elsewhere(tree, environ=environ) as holder:
+    calls: list[tuple[str, Wait]] = []
+    where: set[object] = set()
+    file = source_tree_lock(tree).lock_file
+    with holding(tree, blocked_by) as holder:
 
-        def let_go(wait: Wait) -> None:
-            then.append(wait)
-            where.append((threading.get_ident(), "async" in way and asyncio.current_task()))
-            if len(then) == 3:
+        def called(name: str, wait: Wait) -> None:
+            calls.append((name, wait))
+            where.add((threading.get_ident(), "async" in way and asyncio.current_task()))
+            if len(calls) == 4:
                 holder.say()
                 holder.expect("released")
-                wait_until(lambda: os.name != "posix" or not is_free(tree) or not is_free(file))
+                wait_until(lambda: not (is_free(tree) and is_free(file)))
                 time.sleep(0.3)  # the next call is due, and nobody is in the way any more
 
-        file = source_tree_lock(tree).lock_file
-        WAYS[way](
-            tree,
-            lambda: last.append(Wait("inside", "", None, 0.0)),
-            on_wait=first.append,
-            while_waiting=let_go,
-            after_wait=last.append,
-            timeout=LIMIT,
-        )
-    assert (len(first), len(then), len(last)) == (1, 3, 2)
-    assert last[1].tree == "inside"
-    for wait in (*first, *then, last[0]):
-        assert (wait.tree, wait.lock_file) == (str(tree.resolve()), str(file))
-    assert [wait.holder and wait.holder.pid for wait in (*first, *then)] == [holder.pid] * 4
-    times = [wait.waited for wait in (*first, *then, last[0])]
-    assert times == sorted(times)
+        names = ("on_wait", "while_waiting", "after_wait")
+        options: dict[str, Any] = {name: partial(called, name) for name in names}
+        WAYS[way](tree, lambda: called("inside", calls[0][1]), timeout=LIMIT, **options)
+    assert [name for name, _ in calls] == [names[0], *[names[1]] * 3, names[2], "inside"]
+    waits = [wait for _, wait in calls[:-1]]
+    assert {(wait.tree, wait.lock_file) for wait in waits} == {(str(tree), str(file))}
+    assert {wait.holder and wait.holder.pid for wait in waits[:4]} == {holder.pid}
     # On a busy machine a call is late, and never early, but for rounding.
+    times = [wait.waited for wait in waits]
+    assert times == sorted(times)
     assert all(each >= number * 0.249 for number, each in enumerate(times[:4])), times
-    assert len(set(where)) == 1
-    assert where[0][0] == threading.get_ident()  # type: ignore[index]
-    assert [str(holder.pid) in each and str(tree) in each for each in messages(logging.INFO)] == [
-        True
-    ]
+    assert [place[0] for place in where] == [threading.get_ident()]  # type: ignore[index]
+    [message] = messages(logging.INFO)
+    assert f"(pid {holder.pid}) to leave {tree}" in message
     assert messages(logging.WARNING) == []
 
 
@@ -102,10 +85,10 @@ class Stop(Exception):
     """What a frontend raises to end a wait."""
 
 
-@waits
+@each_wait
 @pytest.mark.parametrize("callback", ["on_wait", "while_waiting", "after_wait"])
 def test_what_a_callback_raises_ends_the_wait_with_nothing_held(
-    callback: str, way: str, blocked_by: str, tree: Path, tmp_path: Path, no_leaks: object
+    callback: str, way: str, blocked_by: str, tree: Path
 ) -> None:
     raised = Stop()
 
@@ -113,8 +96,7 @@ def test_what_a_callback_raises_ends_the_wait_with_nothing_held(
         raise raised
 
     options: dict[str, Any] = {callback: stop}
-    environ = environ_of_holder(blocked_by, tmp_path)
-    with held_elsewhere(tree, environ=environ) as holder:
+    with holding(tree, blocked_by) as holder:
         if callback == "after_wait":
             options["on_wait"] = lambda _: holder.say()
         with pytest.raises(Stop) as caught:
@@ -130,7 +112,7 @@ def test_what_a_callback_raises_ends_the_wait_with_nothing_held(
 
 
 def test_nothing_is_told_when_the_tree_is_free_nor_of_a_single_attempt(
-    tree: Path, messages: Callable[[int], list[str]]
+    tree: Path, messages: Messages
 ) -> None:
     def never(wait: Wait) -> None:
         raise AssertionError("nobody waits")
@@ -146,12 +128,12 @@ def test_nothing_is_told_when_the_tree_is_free_nor_of_a_single_attempt(
 
 
 def test_a_wait_for_one_lock_after_the_other_is_told_of_once(
-    tree: Path, tmp_path: Path, messages: Callable[[int], list[str]]
+    tree: Path, messages: Messages
 ) -> None:
     """First the lock file is in the way; when it is released, the tree itself still is."""
     told: list[Wait] = []
     lock = source_tree_lock(tree, timeout=LIMIT, on_wait=told.append)
-    with held_elsewhere(tree, environ={"TMPDIR": str(tmp_path)}) as holder:
+    with holding(tree, "tree") as holder:
         with Child(LOCKS_TWICE, lock.lock_file) as other:
             other.expect("held")
             thread = threading.Thread(target=lambda: lock.acquire() and lock.release())
@@ -168,9 +150,8 @@ def test_a_wait_for_one_lock_after_the_other_is_told_of_once(
 # Loops of short attempts
 
 
-def an_attempt(way: str, tree: Path, on_wait: Callable[[Wait], object]) -> Callable[[], object]:
+def _attempts(tree: Path, **options: Any) -> dict[str, Callable[[], object]]:
     """What tries for a moment to get in, through one object for all attempts."""
-    options: dict[str, Any] = {"timeout": 0.05, "on_wait": on_wait}
     lock = source_tree_lock(tree, **options)
     hooks = locked_hooks(SimpleNamespace(build_wheel=lambda: None), tree, **options)
     run = locked_runner(lambda *_: None, **options)
@@ -178,11 +159,12 @@ def an_attempt(way: str, tree: Path, on_wait: Callable[[Wait], object]) -> Calla
         "acquire": lock.acquire,
         "acquire with a timeout": lambda: lock.acquire(timeout=0.05),
         "acquire, and a try between": lambda: lock.acquire(timeout=0.05) or lock.acquire(timeout=0),
+        "another object": lambda: source_tree_lock(tree, **options).acquire(),
         "with": lock.__enter__,
         "decorator": lock(lambda: None),
         "locked_runner": lambda: run(["a hook"], str(tree)),
         "locked_hooks": hooks.build_wheel,
-    }[way]
+    }
 
 
 def attempt_until_told(attempt: Callable[[], object], told: list[Wait], times: int) -> None:
@@ -193,23 +175,12 @@ def attempt_until_told(attempt: Callable[[], object], told: list[Wait], times: i
         attempts += len(told) >= times
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        "acquire",
-        "acquire with a timeout",
-        "acquire, and a try between",
-        "with",
-        "decorator",
-        "locked_runner",
-        "locked_hooks",
-    ],
-)
+@pytest.mark.parametrize("way", _attempts(Path(), timeout=0))
 def test_a_loop_of_short_attempts_is_told_of_once_for_each_holder(
-    way: str, tree: Path, messages: Callable[[int], list[str]], no_leaks: object
+    way: str, tree: Path, messages: Messages
 ) -> None:
     told: list[Wait] = []
-    attempt = an_attempt(way, tree, told.append)
+    attempt = _attempts(tree, timeout=0.05, on_wait=told.append)[way]
     for times in (1, 2):
         with held_elsewhere(tree) as holder:
             attempt_until_told(attempt, told, times)
@@ -236,16 +207,11 @@ def test_threads_that_share_a_lock_are_each_told_once(number: int, tree: Path) -
     told: list[int] = []
     lock = source_tree_lock(tree, on_wait=lambda _: told.append(threading.get_ident()))
 
-    def attempts() -> None:
-        for _ in range(8):
-            assert not lock.acquire(timeout=0.05)
+    def attempts() -> bool:
+        return any(lock.acquire(timeout=0.05) for _ in range(8))
 
-    with held_elsewhere(tree):
-        threads = [threading.Thread(target=attempts) for _ in range(number)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(LIMIT)
+    with held_elsewhere(tree), ThreadPoolExecutor(number) as pool:
+        assert not any(pool.map(lambda _: attempts(), range(number)))
     assert 1 <= len(told) == len(set(told)) <= number
 
 
@@ -283,28 +249,21 @@ def test_once_it_got_in_the_next_wait_is_told_of_again_though_the_holder_is_the_
 # Without callbacks: a warning once a wait is long
 
 
-@pytest.mark.parametrize("attempts", ["one", "many"])
+@pytest.mark.parametrize("seconds", [1, 0.1], ids=["one", "in short attempts"])
 def test_a_long_wait_without_callbacks_is_warned_of_once(
-    attempts: str,
-    tree: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    messages: Callable[[int], list[str]],
+    seconds: float, tree: Path, monkeypatch: pytest.MonkeyPatch, messages: Messages
 ) -> None:
     assert _wait.WARN_AFTER == 10
     monkeypatch.setattr(_wait, "WARN_AFTER", 0.2)
-    seconds = 1 if attempts == "one" else 0.1
+    lock = source_tree_lock(tree)
     with held_elsewhere(tree) as holder:
-        lock = source_tree_lock(tree)
         while not messages(logging.WARNING):
             assert not lock.acquire(timeout=seconds)
-        for _ in range(3):
-            assert not lock.acquire(timeout=0.1)
+        assert not lock.acquire(timeout=0.3)
         heard = source_tree_lock(tree, after_wait=lambda _: None)  # its caller is told
         assert not heard.acquire(timeout=0.5)
-        [warning] = messages(logging.WARNING)
-        assert re.fullmatch(
-            rf"waiting .*\(pid {holder.pid}\) to leave {re.escape(str(tree.resolve()))}", warning
-        )
+    [warning] = messages(logging.WARNING)
+    assert re.fullmatch(rf"waiting .*\(pid {holder.pid}\) to leave {re.escape(str(tree))}", warning)
 
 
 # The error when the time is up
@@ -377,12 +336,3 @@ def test_a_path_that_a_terminal_would_obey_is_not_told_as_it_is() -> None:
     wait = Wait("/home/\033[31mred\n", "/tmp/a.lock", None, 0.0)
     for text in (str(wait), repr(wait), wait.fit(200), wait.fit(40)):
         assert text.isprintable()
-
-
-def test_what_was_told_in_another_thread_is_told_here_as_well(tree: Path) -> None:
-    told: list[Wait] = []
-    lock = source_tree_lock(tree, on_wait=told.append)
-    with held_elsewhere(tree):
-        for times in (1, 2):
-            assert in_thread(lambda: lock.acquire(timeout=0.5)) is False
-            assert len(told) == times
