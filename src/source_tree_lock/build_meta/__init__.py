@@ -1,6 +1,6 @@
 """setuptools' own build backend, with every hook under the lock of the source tree.
 
-One line makes a project safe under every frontend:
+One entry of `pyproject.toml` makes a project safe under every frontend:
 
     [build-system]
     requires = ["setuptools", "source-tree-lock"]
@@ -77,7 +77,7 @@ def _locked(hook: Callable[..., Any]) -> Callable[..., Any]:
                 lock = source_tree_lock(on_wait=_say, after_wait=_say_over)
                 stack.enter_context(lock)
             except (SourceTreeLockError, OSError, RuntimeError, ValueError) as error:
-                # Frontends show this as one line, without a traceback.
+                # Frontends show this without a traceback.
                 raise SystemExit(f"source-tree-lock: {error}") from error
             # A setup.py may start builds of its own tree.
             stack.enter_context(_environ(lock.environ))
