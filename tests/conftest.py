@@ -19,7 +19,7 @@ ON_WINDOWS = frozenset(
     for name in (
         "paths/test_digest.py",
         "system/test_windows.py",
-        "test_house.py",
+        "test_structure.py",
     )
 )
 
