@@ -85,11 +85,6 @@ def record_of(lock_file: Path) -> dict[str, object]:
     return found
 
 
-def put(lock_file: Path, record: bytes) -> None:
-    """Have the lock file say anything (POSIX)."""
-    lock_file.write_bytes(record)
-
-
 def a_record(**changes: object) -> bytes:
     """The record of this very process, but for some changes."""
     fields = {

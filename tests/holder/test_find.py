@@ -20,12 +20,10 @@ from support import (
     PRELUDE,
     WITHOUT_ROOTS_RIGHTS,
     Child,
-    held_by_thread,
     held_elsewhere,
     is_free,
     unshared,
     uv_build,
-    wait_until,
     wait_until_blocked,
     write_project,
 )
@@ -44,12 +42,13 @@ from .crowd import (
     on_btrfs,
     on_host,
     on_overlay,
-    put,
     record_of,
     root_only,
 )
 
 pytestmark = linux_only
+#: Becomes another program by exec(2), and so keeps the pipes and the pid.
+BECOMES = "import os; os.execv(sys.argv[1], sys.argv[1:])"
 HOST = os.uname().nodename if sys.platform == "linux" else ""
 USER = _proc.user_of(os.getpid())
 
@@ -60,63 +59,52 @@ def test_a_python_holder_is_named_by_pid_program_host_user_and_start(
     script = tmp_path / "build-all-of-it.py"  # longer than the kernel's 15 letters
     script.write_text(PRELUDE + textwrap.dedent(HOLD))
     before = time.time()
-    # It becomes the script by exec(2), and so keeps the pipes and the pid.
-    become = "import os; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    with Child(become, script, tree, "--password=SECRET") as child:
+    with Child(BECOMES, sys.executable, script, tree, "--password=SECRET") as child:
         child.expect("held")
-        after = time.time()
         holder = awaited_holder(tree)
         assert holder is not None
         assert holder.since is not None
-        assert before - 0.01 <= holder.since <= after + 0.01
-        assert holder == Holder(child.pid, "build-all-of-it.py", HOST, holder.since, USER)
+        assert before - 0.01 <= holder.since <= time.time() + 0.01
+        assert holder == Holder(child.pid, script.name, HOST, holder.since, USER)
         assert b"SECRET" not in source_tree_lock(tree).lock_file.read_bytes()
 
 
-@pytest.mark.parametrize("way", ["--exclusive", "--shared", "a script of a long name"])
-def test_a_holder_that_leaves_no_record_is_named(way: str, tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["--exclusive", "--shared"])
+def test_flock_1_is_named_and_a_record_of_another_process_is_not_believed(
+    mode: str, tree: Path
+) -> None:
     lock_file = source_tree_lock(tree).lock_file
-    if way.startswith("--"):
-        with flock_1(lock_file, way) as pid:
+    with flock_1(lock_file, mode) as pid, Child("heard()") as child:
+        assert awaited_holder(tree) == Holder(pid, "flock", HOST, user=USER)
+        for end in (lambda: None, child.kill):
+            end()
+            lock_file.write_bytes(a_record(pid=child.pid))
             assert awaited_holder(tree) == Holder(pid, "flock", HOST, user=USER)
-        return
-    script = tmp_path / "a-name-of-more-than-15-letters"
+
+
+def test_a_script_that_leaves_no_record_is_named_in_letters_that_no_terminal_obeys(
+    tree: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "\033[31ma-name-of-more-than-15-letters"
     script.write_text(f"#!{sys.executable}\n{PRELUDE}{textwrap.dedent(BARE)}")
     script.chmod(0o755)
-    become = "import os; os.execv(sys.argv[1], sys.argv[1:])"
-    with Child(become, script, lock_file) as child:
+    with Child(BECOMES, script, source_tree_lock(tree).lock_file) as child:
         child.expect("held")
-        assert awaited_holder(tree) == Holder(child.pid, script.name, HOST, user=USER)
+        name = "__31ma-name-of-more-than-15-letters"
+        assert awaited_holder(tree) == Holder(child.pid, name, HOST, user=USER)
 
 
 def test_a_real_uv_build_is_named(tree: Path, tmp_path: Path) -> None:
-    go, inside = tmp_path / "go", tmp_path / "inside"
-    os.mkfifo(go)
-    # Opening the pipe waits for the test. A hook that is run twice waits once.
-    setup = f"""
-        import os, sys
-        if "bdist_wheel" in sys.argv and not os.path.exists({str(inside)!r}):
-            open({str(inside)!r}, "w").close()
-            open({str(go)!r}).close()
-    """
-    write_project(tree, setup)
+    go = tmp_path / "go"
+    os.mkfifo(go)  # opening it waits for the test
+    write_project(tree, f"if 'bdist_wheel' in __import__('sys').argv: open({str(go)!r}).close()")
     process = uv_build(tree)
     try:
-        wait_until(inside.exists)
-        assert awaited_holder(tree) == Holder(process.pid, "uv", HOST, user=USER)
         with open(go, "w"):
-            pass
-        assert process.wait(LIMIT) == 0
+            assert awaited_holder(tree) == Holder(process.pid, "uv", HOST, user=USER)
     finally:
         process.kill()
         process.wait(LIMIT)
-
-
-def test_a_holder_in_another_thread_of_this_process_is_named(tree: Path) -> None:
-    with held_by_thread(tree):
-        holder = awaited_holder(tree)
-        assert holder is not None
-        assert holder.pid == os.getpid()
 
 
 def test_of_two_holders_the_one_of_the_tree_is_named(tree: Path, tmp_path: Path) -> None:
@@ -125,29 +113,23 @@ def test_of_two_holders_the_one_of_the_tree_is_named(tree: Path, tmp_path: Path)
     with holding as child, Child(HOLD, tree) as late:
         wait_until_blocked(late.pid)
         assert not is_free(source_tree_lock(tree).lock_file)
-        holder = awaited_holder(tree)
-        assert holder is not None
+        assert (holder := awaited_holder(tree)) is not None
         assert holder.pid == child.pid
-        child.say()
-        late.expect("held")
 
 
-@pytest.mark.parametrize("has_record", [True, False])
-def test_a_stopped_holder_is_told_as_such(has_record: bool, tree: Path) -> None:
+@pytest.mark.parametrize("script", [HOLD, BARE], ids=["with a record", "without"])
+def test_a_stopped_holder_is_told_as_such(script: str, tree: Path) -> None:
     lock_file = source_tree_lock(tree).lock_file
-    script, argument = (HOLD, tree) if has_record else (BARE, lock_file)
-    with Child(script, argument) as child:
+    with Child(script, tree if script == HOLD else lock_file) as child:
         child.expect("held")
-        os.kill(child.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
-        holder = awaited_holder(tree)
-        assert holder is not None
-        assert (holder.pid, holder.is_stopped) == (child.pid, True)
-        os.kill(child.pid, signal.SIGCONT)
-        os.waitid(os.P_PID, child.pid, os.WCONTINUED)
-        holder = awaited_holder(tree)
-        assert holder is not None
-        assert not holder.is_stopped
+        for number, state, is_stopped in (
+            (signal.SIGSTOP, os.WSTOPPED, True),
+            (signal.SIGCONT, os.WCONTINUED, False),
+        ):
+            os.kill(child.pid, number)
+            os.waitid(os.P_PID, child.pid, state)
+            assert (holder := awaited_holder(tree)) is not None
+            assert (holder.pid, holder.is_stopped) == (child.pid, is_stopped)
 
 
 def test_one_that_left_its_lock_to_a_child_is_not_named_and_nobody_else_is(tree: Path) -> None:
@@ -183,26 +165,6 @@ def test_nobody_is_named_when_nobody_holds(tree: Path) -> None:
         assert (lock.locked(), lock.holder()) == (False, None)
         with source_tree_lock(tree, timeout=0):
             pass
-
-
-@pytest.mark.parametrize("is_running", [False, True])
-def test_the_record_of_another_process_than_the_holder_is_not_believed(
-    is_running: bool, tree: Path
-) -> None:
-    lock_file = source_tree_lock(tree).lock_file
-    with Child("tell('here')\nheard()") as child, flock_1(lock_file) as pid:
-        child.expect("here")
-        if not is_running:
-            child.kill()
-        put(lock_file, a_record(pid=child.pid))
-        assert awaited_holder(tree) == Holder(pid, "flock", HOST, user=USER)
-
-
-def test_of_a_program_name_that_a_terminal_would_obey_only_letters_are_told(tree: Path) -> None:
-    rename = 'open("/proc/self/comm", "w").write("\\033[31mred")\n    '
-    with Child(f"\n    {rename}{BARE}", source_tree_lock(tree).lock_file) as child:
-        child.expect("held")
-        assert awaited_holder(tree) == Holder(child.pid, "__31mred", HOST, user=USER)
 
 
 def test_a_process_that_may_not_see_the_lock_file_is_told_of_the_tree(
@@ -243,6 +205,41 @@ def test_a_tree_that_knows_no_locks_is_held_by_nobody_and_one_that_cannot_tell_s
     assert (caught.value.errno, caught.value.filename) == (errno.ENOLCK, str(lock.lock_file))
 
 
+# The kernel's list
+
+LOCKS = """\
+1: POSIX  ADVISORY  WRITE 11 fe:00:4711 0 EOF
+2: FLOCK  ADVISORY  WRITE 12 fe:01:4711 0 EOF
+3: FLOCK  ADVISORY  WRITE 13 fe:00:47111 0 EOF
+4: OFDLCK ADVISORY  WRITE -1 fe:00:4711 0 EOF
+5: FLOCK  ADVISORY  WRITE 0 fe:00:4712 0 EOF
+6: FLOCK  ADVISORY  WRITE 14 fe:00:4713 0 EOF
+6: -> FLOCK  ADVISORY  WRITE 15 fe:00:4713 0 EOF
+7: -> FLOCK  ADVISORY  WRITE 16 fe:00:4714 0 EOF
+8: FLOCK  ADVISORY  READ 17 fe:00:4715 0 EOF
+9: FLOCK  MANDATORY READ 18 103:100000:18446744073709551615 0 EOF
+10: LEASE  ACTIVE    WRITE 19 fe:00:4716 0 EOF
+11: DELEG  ACTIVE    READ 20 fe:00:4716 0 EOF
+"""
+#: The holders in it, by device and inode.
+HOLDERS = {
+    (0xFE, 0, 4711): None,  # locks of another kind, device or inode
+    (0xFE, 0, 4712): None,  # a holder of another pid namespace
+    (0xFE, 0, 4713): 14,  # not the one that waits
+    (0xFE, 0, 4714): None,  # only waiting
+    (0xFE, 0, 4715): 17,  # shared
+    (0x103, 0x100000, 2**64 - 1): 18,  # large numbers
+    (0xFE, 0, 4716): None,  # a lease
+}
+
+
+def test_the_kernels_list_is_read_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.joinpath("locks").write_text(LOCKS)
+    monkeypatch.setattr(_proc, "PROC", str(tmp_path))
+    keys = [(os.makedev(*device), inode) for *device, inode in HOLDERS]
+    assert _proc.kernel_holders(*keys) == list(HOLDERS.values())
+
+
 # Where the kernel's list does not tell
 
 
@@ -275,7 +272,7 @@ def test_a_holder_of_another_pid_namespace_or_user_is_named_as_such(way: str, tr
         look = PRELUDE + textwrap.dedent(WAIT)
         wait = f"import subprocess\nsubprocess.run([sys.executable, '-c', {look!r}, sys.argv[1]])"
         with flock_1(lock_file):
-            put(lock_file, a_record(pid=1))
+            lock_file.write_bytes(a_record(pid=1))
             with Child(wait, tree, prefix=other_pids) as child:
                 assert "(pid 1, in another container)" in child.line()
                 assert child.line().startswith("for ")  # and no WARNING before
