@@ -5,22 +5,19 @@ setuptools and the backend there, and nobody has compiled these yet. They come f
 that the network is not measured.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from build import ProjectBuilder
-from common import ROOT, Section, in_forks, number, progress, quartiles, seconds, user_environ
-from pyproject_hooks import quiet_subprocess_runner
+from common import ROOT, Section, progress, quartiles, seconds, user_environ
+from concurrent_builds import command
 from sample import OURS, SETUPTOOLS, make_tree
-
-from source_tree_lock.adapters import locked_runner
 
 Times = tuple[float, float]  # by the clock, and of CPU
 
@@ -41,11 +38,10 @@ def in_pairs(
     """The times of each, one after the other; which comes first changes from pair to pair."""
     found: tuple[list[Times], list[Times]] = ([], [])
     plain(), locked()  # a tree that was never built is another matter
-    with progress(label, pairs) as step:
+    with progress(label):
         for pair in range(pairs):
             for which in (0, 1) if pair % 2 else (1, 0):
                 found[which].append((plain, locked)[which]())
-            step()
     return found
 
 
@@ -60,11 +56,11 @@ def single_builds(section: Section, *, quick: bool) -> None:
         uv += ["--out-dir", out]
         fresh = [*PIP, "--no-deps", *links, "--wheel-dir", out]
         in_place = [*PIP, "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", out]
-        script = [sys.executable, str(Path(__file__).with_name("one_build.py")), str(plain), out]
+        in_place_build = [command(plain, work / "out", locked=each) for each in (False, True)]
         commands = {  # what, without the lock and with it, and how often
             UV: ([*uv, str(plain)], [*uv, str(ours)], 21),
             UV_PIP: ([*fresh, str(plain)], [*fresh, str(ours)], 13),
-            IN_PLACE: ([*script, "unlocked"], [*script, "locked"], 31),
+            IN_PLACE: (*in_place_build, 31),
             IN_PLACE_PIP: ([*in_place, str(plain)], [*in_place, str(ours)], 31),
         }
         for what, (without, locked, pairs) in commands.items():
@@ -87,63 +83,31 @@ def single_builds(section: Section, *, quick: bool) -> None:
     section.goal("a build without isolation, ÷ without the lock", worst, 1.02)
 
 
-class _Timed:
-    """A runner that adds up the seconds of another."""
+def many_trees(section: Section, count: int, files: int, pairs: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        environ = user_environ(SOURCE_TREE_LOCK_DIR=directory)
+        for index in range(files):
+            Path(directory, f"uv-setuptools-{index:016x}.lock").touch()
+        trees = [make_tree(Path(directory, str(each)), modules=3) for each in range(count)]
 
-    def __init__(self, runner: Callable[..., None]) -> None:
-        self._runner = runner
-        self.seconds = 0.0
+        def build_all(*, locked: bool) -> Times:
+            commands = [command(tree, tree / "wheels", locked=locked) for tree in trees]
+            with ThreadPoolExecutor(count) as threads:
+                started = perf_counter()
+                list(threads.map(partial(seconds, environ=environ), commands))
+                return perf_counter() - started, 0.0
 
-    def __call__(
-        self,
-        cmd: Sequence[str],
-        cwd: str | None = None,
-        extra_environ: Mapping[str, str] | None = None,
-    ) -> None:
-        started = perf_counter()
-        self._runner(cmd, cwd, extra_environ)
-        self.seconds += perf_counter() - started
-
-
-def build_all(trees: list[Path], processes: int, *, locked: bool) -> tuple[float, float]:
-    """Seconds until all are built, and the lock's share of the hooks' time in %."""
-
-    def build_some(first: int, all_are_ready: Callable[[], object]) -> tuple[float, float, float]:
-        hook = _Timed(quiet_subprocess_runner)
-        whole = _Timed(locked_runner(hook) if locked else hook)
-        all_are_ready()
-        started = perf_counter()
-        for tree in trees[first::processes]:
-            builder = ProjectBuilder(tree, runner=whole)
-            builder.get_requires_for_build("wheel")
-            builder.build("wheel", tree / "wheels")
-        return perf_counter() - started, whole.seconds, hook.seconds
-
-    last, whole, hook = zip(*in_forks(processes, build_some), strict=True)
-    return max(last), 100 * (1 - sum(hook) / sum(whole))
-
-
-def many_trees(section: Section, count: int, processes: int, files: int) -> None:
-    found = []
-    with progress("many trees", 2) as step:
-        for locked in (False, True):
-            with tempfile.TemporaryDirectory() as directory:
-                os.environ["SOURCE_TREE_LOCK_DIR"] = directory
-                for index in range(files):
-                    Path(directory, f"uv-setuptools-{index:016x}.lock").touch()
-                trees = [make_tree(Path(directory, str(each)), modules=3) for each in range(count)]
-                found.append(build_all(trees, processes, locked=locked))
-            del os.environ["SOURCE_TREE_LOCK_DIR"]
-            step()
-    (without, _), (with_lock, share) = found
-    caption = f"{count} trees built by {processes} processes at once, beside {files:,} lock files:"
-    row = [f"{without:.1f} s", f"{with_lock:.1f} s", f"{number(share)} %"]
-    section.table(caption, ["without", "with the lock", "the lock's share of the time"], [row])
-    section.goal(f"{count} trees at once: the lock's share of the time", share, 1, "%")
+        plain, locked = partial(build_all, locked=False), partial(build_all, locked=True)
+        found = in_pairs("many trees", plain, locked, pairs)
+    ratio = median(b[0] / a[0] for a, b in zip(*found, strict=True))
+    caption = f"{count} trees, all built at once, beside {files:,} lock files:"
+    row = [*(f"{median(took for took, _ in each):.1f} s" for each in found), f"**{ratio:.3f}**"]
+    section.table(caption, ["without the lock", "with it", "ratio"], [row])
+    section.goal(f"{count} trees at once, ÷ without the lock", ratio, 1.03)
 
 
 def run(*, quick: bool) -> Section:
     section = Section()
     single_builds(section, quick=quick)
-    many_trees(section, *((8, 4, 100) if quick else (100, 25, 10_000)))
+    many_trees(section, *((4, 100, 1) if quick else (16, 10_000, 7)))
     return section

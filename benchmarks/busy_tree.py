@@ -7,8 +7,6 @@ the benchmark with an error. The peers lock a file of their own, each as it is m
 
 import fcntl
 import os
-import resource
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +26,10 @@ from source_tree_lock import source_tree_lock
 #: Longer than any wait here, in seconds; a lock that gets it waits with a timeout.
 LONG = 600.0
 OURS, OURS_BOUNDED = "source_tree_lock", "source_tree_lock, with a timeout"
-BARE, COMMAND = "bare flock", "flock(1)"
+BARE = "bare flock"
 PORTALOCKER, FILELOCK = "portalocker.Lock", "filelock.FileLock"
 FASTENERS = "fasteners.InterProcessLock"
-PEERS = [OURS, OURS_BOUNDED, BARE, COMMAND, PORTALOCKER, FILELOCK, FASTENERS]
+PEERS = [OURS, OURS_BOUNDED, BARE, PORTALOCKER, FILELOCK, FASTENERS]
 PROCESSES, HOLD = 8, 20  # milliseconds
 
 Enter = Callable[[], AbstractContextManager[object]]
@@ -45,23 +43,13 @@ def _bare_flock(path: str) -> Iterator[None]:
     os.close(descriptor)
 
 
-@contextmanager
-def _flock_command(path: str) -> Iterator[None]:
-    """As shell scripts use it: it locks a descriptor of the script's, and ends."""
-    with open(path) as file:
-        subprocess.run(["flock", str(file.fileno())], pass_fds=[file.fileno()], check=True)
-        yield
-
-
 def peers(directory: Path) -> dict[str, Enter]:
-    bare, command, portalocked, filelocked, fastened = (str(directory / each) for each in PEERS[2:])
-    for path in (bare, command):
-        open(path, "w").close()
+    bare, portalocked, filelocked, fastened = (str(directory / each) for each in PEERS[2:])
+    open(bare, "w").close()
     return {
         OURS: lambda: source_tree_lock(directory),
         OURS_BOUNDED: lambda: source_tree_lock(directory, timeout=LONG),
         BARE: lambda: _bare_flock(bare),
-        COMMAND: lambda: _flock_command(command),
         PORTALOCKER: lambda: portalocker.Lock(portalocked, timeout=LONG),
         FILELOCK: lambda: filelock.FileLock(filelocked, timeout=LONG),
         FASTENERS: lambda: fasteners.InterProcessLock(fastened),
@@ -94,12 +82,6 @@ def take_turns(enter: Enter, turns: int) -> tuple[float, float, list[float]]:
     return total, max(entered - asked for entered, asked, _ in found), hand_overs
 
 
-def _cpu_seconds() -> float:
-    """CPU time of all threads, and of the children that have ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
-
-
 def cpu_while_waiting(enter: Enter, hold: float) -> float:
     """The CPU time of a waiter while another process holds the tree so long, in % of one CPU."""
 
@@ -110,25 +92,37 @@ def cpu_while_waiting(enter: Enter, hold: float) -> float:
                 time.sleep(hold)
             return 0.0, 0.0
         one_holds()
-        before, asked = _cpu_seconds(), time.monotonic()
+        before, asked = time.process_time(), time.monotonic()
         with enter():
-            return _cpu_seconds() - before, time.monotonic() - asked
+            return time.process_time() - before, time.monotonic() - asked
 
     burnt, waited = map(sum, zip(*in_forks(1 + PROCESSES, hold_or_wait), strict=True))
     return 100 * burnt / waited
+
+
+def wait_once(enter: Enter) -> None:
+    """Import what a first wait needs, so that the forks have it."""
+    entered, enters = os.pipe()
+    if os.fork() == 0:
+        with enter():
+            os.write(enters, b"in")
+            time.sleep(0.1)
+        os._exit(0)
+    os.read(entered, 2)
+    with enter():
+        os.wait()
 
 
 def run(*, quick: bool) -> Section:
     rounds, turns, hold = (1, 4, 1.0) if quick else (5, 12, 10.0)
     with tempfile.TemporaryDirectory() as directory:
         ways = peers(Path(directory))
-        for enter in ways.values():
-            with enter():
-                pass  # what a free entry imports, the forks have
-        cases = {name: partial(take_turns, ways[name], turns) for name in PEERS}
-        found = interleaved("busy tree", cases, rounds)
         waits = {name: partial(cpu_while_waiting, ways[name], hold) for name in PEERS}
         cpu = {name: each[0] for name, each in interleaved("waits", waits, 1).items()}
+        for enter in ways.values():
+            wait_once(enter)
+        cases = {name: partial(take_turns, ways[name], turns) for name in PEERS}
+        found = interleaved("busy tree", cases, rounds)
     section = Section()
     rows = []
     totals, longest = {}, {}

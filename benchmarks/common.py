@@ -1,4 +1,4 @@
-"""What the benchmarks share: cases that take turns, forked processes, and results kept as JSON."""
+"""What the benchmarks share: cases that take turns, forked processes, and what was found."""
 
 import json
 import math
@@ -25,19 +25,11 @@ _PACKAGES = "source-tree-lock portalocker filelock fasteners build pip setuptool
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """Give a function to call after each step; on a terminal, the steps are counted."""
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if sys.stderr.isatty():
-            print(f"\r{label}: {done} of {total}", end="", file=sys.stderr, flush=True)
-
+def progress(label: str) -> Iterator[None]:
+    """Say how long it took, on stderr."""
     started = perf_counter()
-    yield step
-    print(f"\r{label}: done in {perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    yield
+    print(f"{label}: {perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
 
 
 def interleaved(
@@ -45,11 +37,10 @@ def interleaved(
 ) -> dict[Case, list[Outcome]]:
     """The outcomes of each case, one a round: what disturbs a round disturbs all cases of it."""
     found: dict[Case, list[Outcome]] = {case: [] for case in cases}
-    with progress(label, rounds * len(cases)) as step:
+    with progress(label):
         for _ in range(rounds):
             for case in random.sample(list(cases), len(cases)):
                 found[case].append(cases[case]())
-                step()
     return found
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -38,6 +39,7 @@ _PID = {
     "with lock as pid:\n    if pid: sys.exit(f'held by {pid}')",
 }
 _SHARED = {
+    **_EXCLUSIVE,
     "filelock": "import filelock\nwith filelock.ReadWriteLock(path).read_lock(seconds):",
     "portalocker": "import portalocker as p\n"
     "with p.Lock(path, timeout=seconds, flags=p.LOCK_SH | p.LOCK_NB):",
@@ -64,143 +66,121 @@ _UV_BUILD = "-m uv build --wheel --no-build-isolation --offline --out-dir".split
 _NO_FLOCK = "strace -f -qq -o /dev/null -e trace=flock -e inject=flock:error=ENOSYS".split()
 
 
-class Attempt:
-    """A process that tries to get in."""
-
-    def __init__(self, command: list[str], mark: Path, environ: dict[str, str]) -> None:
-        self._mark = mark
-        self._output = mark.with_suffix(".output")
-        with self._output.open("wb") as out:
-            self.process = subprocess.Popen(
-                command, env=environ, stdout=out, stderr=out, start_new_session=True
-            )
-
-    def gets_in(self, within: float) -> bool:
-        deadline = time.monotonic() + within
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if self._mark.exists():
-                break
-            time.sleep(0.01)
-        return self._mark.exists()
-
-    def output(self) -> str:
-        return self._output.read_text()
-
-
 class Corner:
     """One tree, one lock directory, and a question to one tool."""
 
     def __init__(self, tool: str, work: Path) -> None:
-        self._tool, self._work = tool, work
-        self._tree, self._temp = work / "tree", work / "temp"
-        self._tree.mkdir()
-        self._temp.mkdir()
-        (self._tree / "setup.py").write_text(_SETUP)
-        own = source_tree_lock(self._tree, lock_dir=self._temp).lock_file
-        self._lock_file = own if tool in (_OURS, _UV) else self._temp / "lock"
-        self._ways = _EXCLUSIVE
-        self._attempts: list[Attempt] = []
+        self.tool, self.work, self.tree, self.temp = tool, work, work / "tree", work / "temp"
+        self.tree.mkdir()
+        self.temp.mkdir()
+        (self.tree / "setup.py").write_text(_SETUP)
+        own = source_tree_lock(self.tree, lock_dir=self.temp).lock_file
+        self.lock_file = own if tool in (_OURS, _UV) else self.temp / "lock"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.output = ""
 
-    def _start(
-        self, seconds: float, *prefix: str, temp: Path | None = None, fork: bool = False
-    ) -> Attempt:
-        """A process that tries for so many seconds, if the tool has a limit."""
-        mark = self._work / f"mark-{len(self._attempts)}"
-        if self._tool == _UV:
-            command = [sys.executable, *_UV_BUILD, f"{self._work}/out", str(self._tree)]
-        elif self._tool == _FLOCK:
+    def gets_in(
+        self,
+        seconds: float = 1.0,
+        *prefix: str,
+        temp: str = "temp",
+        ways: dict[str, str] = _EXCLUSIVE,
+        fork: bool = False,
+    ) -> bool:
+        """Whether a process gets in that tries for so many seconds, if the tool has a limit."""
+        mark = self.work / f"mark-{len(self.processes)}"
+        if self.tool == _UV:
+            command = [sys.executable, *_UV_BUILD, f"{self.work}/out", str(self.tree)]
+        elif self.tool == _FLOCK:
             body = f"{'sleep 20 & ' * fork} touch {mark}; sleep 1000"
-            kind = "-s" if self._ways is _SHARED else "-x"
-            command = ["flock", kind, "-w", str(seconds), str(self._lock_file), "sh", "-c", body]
+            kind = "-s" if ways is _SHARED else "-x"
+            command = ["flock", kind, "-w", str(seconds), str(self.lock_file), "sh", "-c", body]
         else:
-            script = _SCRIPT.format(self._ways[self._tool])
-            arguments = map(str, (self._tree, self._lock_file, mark, seconds, fork))
+            script = _SCRIPT.format(ways[self.tool])
+            arguments = map(str, (self.tree, self.lock_file, mark, seconds, fork))
             command = [sys.executable, "-c", script, *arguments]
-        environ = {**os.environ, "TMPDIR": str(temp or self._temp), "MARK": str(mark)}
-        self._attempts.append(Attempt([*prefix, *command], mark, environ))
-        return self._attempts[-1]
+        environ = {**os.environ, "TMPDIR": str(self.work / temp), "MARK": str(mark)}
+        output = mark.with_suffix(".output")
+        with output.open("wb") as out:
+            files = {"stdout": out, "stderr": out}
+            process = subprocess.Popen(
+                [*prefix, *command], env=environ, start_new_session=True, **files
+            )
+        self.processes.append(process)
+        deadline = time.monotonic() + seconds + 9
+        while time.monotonic() < deadline and process.poll() is None and not mark.exists():
+            time.sleep(0.01)
+        self.output = output.read_text()
+        return mark.exists()
 
-    def _hold(self, *prefix: str, fork: bool = False) -> subprocess.Popen[bytes]:
-        holder = self._start(60.0, *prefix, fork=fork)
-        assert holder.gets_in(60.0), f"{self._tool} does not get in: {holder.output()}"
-        return holder.process
-
-    def _others_are_out(self, *prefix: str, temp: Path | None = None) -> bool:
-        return not self._start(1.0, *prefix, temp=temp).gets_in(10.0)
-
-    def kept_out(self) -> bool:
-        self._hold()
-        return self._others_are_out()
+    def is_held(self, *prefix: str, ways: dict[str, str] = _EXCLUSIVE, fork: bool = False) -> bool:
+        """Hold the tree."""
+        assert self.gets_in(60.0, *prefix, ways=ways, fork=fork), f"{self.tool}: {self.output}"
+        return True
 
     def other_tmpdir(self) -> bool:
-        self._hold()
-        return self._others_are_out(temp=Path(tempfile.mkdtemp(dir=self._work)))
+        (self.work / "other").mkdir()
+        return self.is_held() and not self.gets_in(temp="other")
 
     def file_deleted(self) -> bool:
-        self._hold()
-        self._lock_file.unlink()
-        return self._others_are_out()
+        self.is_held()
+        self.lock_file.unlink()
+        return not self.gets_in()
 
     def forked_child(self) -> bool:
-        holder = self._hold(fork=True)
-        holder.kill()
-        holder.wait()
-        return not self._others_are_out()
+        self.is_held(fork=True)
+        self.processes[0].kill()
+        self.processes[0].wait()
+        return self.gets_in()
 
     def no_polling(self) -> bool:
-        self._hold()
-        trace = self._work / "trace"
-        self._start(3.0, *f"strace -f -qq -e trace=flock,fcntl -o {trace}".split()).gets_in(60.0)
+        self.is_held()
+        trace = self.work / "trace"
+        self.gets_in(3.0, *f"strace -f -qq -e trace=flock,fcntl -o {trace}".split())
         tries = len(re.findall(r"LOCK_EX|F_SETLK", trace.read_text()))
         return tries < 9  # it may look who holds; what polls tries at least four times a second
 
-    def pid_told(self) -> bool:
-        self._ways = _PID
-        holder, waiter = self._hold(), self._start(1.0)
-        waiter.gets_in(5.0)
-        return str(holder.pid) in waiter.output()
+    def pid_learned(self) -> bool:
+        self.is_held(ways=_PID)
+        return not self.gets_in(ways=_PID) and str(self.processes[0].pid) in self.output
 
     def no_link_followed(self) -> bool:
-        private = self._work / "private"
+        private = self.work / "private"
         private.touch()
         before = private.stat().st_mtime_ns
-        self._lock_file.symlink_to(private)
-        return self._others_are_out() and private.stat().st_mtime_ns == before
+        self.lock_file.symlink_to(private)
+        return not self.gets_in() and private.stat().st_mtime_ns == before
 
     def any_user(self) -> bool:
-        self._hold()
-        return self._lock_file.stat().st_mode & 0o777 == 0o666
-
-    def shared(self) -> bool:
-        self._ways = _SHARED
-        self._hold()
-        return self._start(5.0).gets_in(10.0)
+        return self.is_held() and self.lock_file.stat().st_mode & 0o777 == 0o666
 
     def no_flock(self) -> bool:
-        first = self._start(5.0, *_NO_FLOCK)
-        return first.gets_in(10.0) and self._others_are_out(*_NO_FLOCK)
+        return self.gets_in(5.0, *_NO_FLOCK) and not self.gets_in(1.0, *_NO_FLOCK)
 
     def close(self) -> None:
-        for attempt in self._attempts:
+        for process in self.processes:
             with suppress(ProcessLookupError):
-                os.killpg(attempt.process.pid, signal.SIGKILL)
-            attempt.process.wait()
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-#: For each question, what answers it, for which tools it does not arise, and which lack the lock.
-_QUESTIONS = {
-    "another process is kept out": (Corner.kept_out, [], []),
+#: For each question, what answers it, and for which tools it does not arise.
+_QUESTIONS: dict[str, tuple[Callable[[Corner], bool], list[str]]] = {
+    "another process is kept out": (lambda it: it.is_held() and not it.gets_in(), []),
     # The others lock the file that they are given, wherever it is.
-    "also one with another `TMPDIR`": (Corner.other_tmpdir, _TOOLS[2:], []),
-    "also when the lock file is deleted": (Corner.file_deleted, [], []),
+    "also one with another `TMPDIR`": (Corner.other_tmpdir, _TOOLS[2:]),
+    "also when the lock file is deleted": (Corner.file_deleted, []),
     # uv runs no Python code of yours, and its limit is fixed.
-    "a forked child keeps nothing when its parent is killed": (Corner.forked_child, [_UV], []),
-    "a wait with a timeout does not poll": (Corner.no_polling, [_UV], []),
-    "a process that is kept out learns the holder's pid": (Corner.pid_told, [], []),
-    "a symbolic link in place of the lock file is not followed": (Corner.no_link_followed, [], []),
-    "any user can lock the file, whatever the umask": (Corner.any_user, [], []),
-    "shared locks: many readers at once": (Corner.shared, [], [_OURS, _UV]),
-    "locks where `flock` is missing": (Corner.no_flock, [], []),
+    "a forked child keeps nothing when its parent is killed": (Corner.forked_child, [_UV]),
+    "a wait with a timeout does not poll": (Corner.no_polling, [_UV]),
+    "a process that is kept out learns the holder's pid": (Corner.pid_learned, []),
+    "a symbolic link in place of the lock file is not followed": (Corner.no_link_followed, []),
+    "any user can lock the file, whatever the umask": (Corner.any_user, []),
+    "shared locks: many readers at once": (
+        lambda it: it.is_held(ways=_SHARED) and it.gets_in(ways=_SHARED),
+        [],
+    ),
+    "locks where `flock` is missing": (Corner.no_flock, []),
 }
 #: By their release histories and the configurations of their CI, read in November 2026.
 _BY_READING = [
@@ -211,9 +191,9 @@ _BY_READING = [
 
 
 def _answer(question: str, tool: str) -> str:
-    answer, not_for, lack_it = _QUESTIONS[question]
-    if tool in not_for or tool in lack_it:
-        return "**no**" if tool in lack_it else ""
+    answer, not_for = _QUESTIONS[question]
+    if tool in not_for:
+        return ""
     with tempfile.TemporaryDirectory() as directory:
         corner = Corner(tool, Path(directory))
         try:
@@ -227,13 +207,11 @@ def run(*, quick: bool) -> Section:
     versions = [told.split()[-1] if each == _FLOCK else metadata.version(each) for each in _TOOLS]
     umask = os.umask(0o077)
     rows = []
-    with progress("comparison", len(_QUESTIONS)) as step, ThreadPoolExecutor() as threads:
-        for question in _QUESTIONS:
-            rows.append([question, *threads.map(partial(_answer, question), _TOOLS)])
-            step()
+    with progress("comparison"), ThreadPoolExecutor() as threads:
+        rows += [[each, *threads.map(partial(_answer, each), _TOOLS)] for each in _QUESTIONS]
     os.umask(umask)
     section = Section()
     columns = ["", *map(" ".join, zip(_TOOLS, versions, strict=True))]
-    section.table("Linux; but for the last three rows, found out by running:", columns, rows)
-    section.tables[0][2].extend(_BY_READING)
+    caption = "Linux; all but the last three rows found out by running:"
+    section.table(caption, columns, rows + _BY_READING)
     return section

@@ -74,7 +74,7 @@ def build_at_once(tally: Tally, builds: dict[Path, list[str]], expected: Content
 def build_rounds(label: str, builds: int, rounds: int, *, locked: bool, group: int = 0) -> Tally:
     """Rounds of builds, all or ``group`` at once; each round in a tree that was never built."""
     tally, alone = Tally(label), Tally("alone")
-    with tempfile.TemporaryDirectory() as directory, progress(label, rounds) as step:
+    with tempfile.TemporaryDirectory() as directory, progress(label):
         work, wheels = Path(directory), Path(directory, "alone")
         build_at_once(
             alone, {wheels: command(make_tree(work / "tree"), wheels, locked=False)}, None
@@ -89,7 +89,6 @@ def build_rounds(label: str, builds: int, rounds: int, *, locked: bool, group: i
                 now, each = each[: group or builds], each[group or builds :]
                 commands = {wheels: command(tree, wheels, locked=locked) for wheels in now}
                 build_at_once(tally, commands, expected)
-            step()
     return tally
 
 

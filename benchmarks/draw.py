@@ -11,15 +11,13 @@ import math
 from html import escape
 from typing import Any
 
-from busy_tree import BARE, HOLD, OURS, OURS_BOUNDED, PROCESSES
-from common import number
 from measure import RESULTS
 
 WIDTH, LEFT, ROW = 760, 250, 34
 INK, SOFT, RULE = "#1f2328", "#59636e", "#d1d9e0"
 #: Fill and ink of parts of a bar: they also differ in grey.
 FAILED, WRONG, RIGHT = ("#c6cdd5", INK), ("#8a2c0d", "#ffffff"), ("#9fd0f0", INK)
-BLUE, GREY = "#0a5a94", "#8b949e"
+BLUE = "#0a5a94"
 
 
 class Picture:
@@ -27,12 +25,11 @@ class Picture:
 
     def __init__(self, title: str, description: str, height: int) -> None:
         self._parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-            'aria-labelledby="title description" font-family="system-ui, sans-serif" '
-            'font-size="14">',
-            f'<title id="title">{escape(title)}</title>',
-            f'<desc id="description">{escape(description)}</desc>',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+            f"<title>{escape(title)}</title>",
+            f"<desc>{escape(description)}</desc>",
             f'<rect width="{WIDTH}" height="{height}" rx="6" fill="#ffffff"/>',
+            '<g font-family="system-ui, sans-serif" font-size="14">',
         ]
         self.text(20, 30, title, weight="bold", size=16)
 
@@ -56,16 +53,15 @@ class Picture:
         size = f'width="{width:.1f}" height="{height:g}"'
         self._parts.append(f'<rect x="{x:.1f}" y="{y:g}" {size} fill="{fill}"/>')
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, colour: str, dash: str = "") -> None:
+    def line(self, x1: float, y1: float, x2: float, y2: float, colour: str) -> None:
         ends = f'x1="{x1:.1f}" y1="{y1:g}" x2="{x2:.1f}" y2="{y2:g}"'
-        dashes = f' stroke-dasharray="{dash}"' if dash else ""
-        self._parts.append(f'<line {ends} stroke="{colour}" stroke-width="1.5"{dashes}/>')
+        self._parts.append(f'<line {ends} stroke="{colour}" stroke-width="1.5"/>')
 
     def dot(self, x: float, y: float, fill: str) -> None:
         self._parts.append(f'<circle cx="{x:.1f}" cy="{y:g}" r="5.5" fill="{fill}"/>')
 
     def save(self, name: str) -> None:
-        text = "\n".join([*self._parts, "</svg>", ""])
+        text = "\n".join([*self._parts, "</g>\n</svg>\n"])
         (RESULTS / name).write_text(text, "utf-8")
         print(f"{RESULTS / name}: {len(text.encode()):,} bytes")
 
@@ -87,11 +83,6 @@ def concurrent_builds(numbers: dict[str, Any]) -> None:
                 picture.text(x + count * unit / 2, y + 21, words, anchor="middle", fill=ink)
             x += count * unit
     picture.text(20, 147, numbers["frontend"], fill=SOFT, size=12)
-    legend = 440.0
-    for part, (fill, _) in parts.items():
-        picture.box(legend, 136, 12, 12, fill)
-        picture.text(legend + 18, 147, part, fill=SOFT, size=12)
-        legend += 60 + 7 * len(part)
     picture.save("concurrent-builds.svg")
 
 
@@ -122,41 +113,8 @@ def build_cost(numbers: dict[str, Any]) -> None:
     picture.save("build-cost.svg")
 
 
-def busy_tree(numbers: dict[str, Any]) -> None:
-    panels = {"total time, ÷ bare flock": numbers["total"], "longest wait": numbers["longest"]}
-    names = sorted(numbers["total"], key=lambda each: numbers["longest"][each])
-    said = "; ".join(
-        f"{each}: {number(numbers['total'][each])} and {number(numbers['longest'][each])}"
-        for each in names
-    )
-    title = f"A busy tree: {PROCESSES} processes, holds of {HOLD} ms (less is better)"
-    picture = Picture(title, f"Total time and longest wait: {said}.", 100 + 28 * len(names))
-    for row, each in enumerate(names):
-        bold = "bold" if each in (OURS, OURS_BOUNDED) else "normal"
-        picture.text(20, 86 + 28 * row, each, weight=bold)
-    for column, (what, values) in enumerate(panels.items()):
-        start, width = LEFT + 20 + 240 * column, 165
-        unit = f"{what}, fair turns" if column else what
-        picture.text(start, 58, unit, fill=SOFT, size=12)
-        low = math.log(min(0.7, *values.values()))
-        high = math.log(max(values.values()))
-        for row, each in enumerate(names):
-            y = 81 + 28 * row
-            x = start + width * (math.log(values[each]) - low) / (high - low)
-            picture.line(start, y, x, y, RULE)
-            picture.dot(x, y, BLUE if each in (OURS, OURS_BOUNDED) else GREY)
-            picture.text(x + 10, y + 5, number(values[each]))
-    note = f"Logarithmic. In a fair turn, {BARE} lets every process in once."
-    picture.text(20, 88 + 28 * len(names), note, fill=SOFT, size=12)
-    picture.save("busy-tree.svg")
-
-
 def main() -> None:
-    for name, draw in (
-        ("concurrent_builds", concurrent_builds),
-        ("builds", build_cost),
-        ("busy_tree", busy_tree),
-    ):
+    for name, draw in (("concurrent_builds", concurrent_builds), ("builds", build_cost)):
         draw(json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["numbers"])
 
 

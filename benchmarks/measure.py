@@ -15,8 +15,11 @@ import json
 import os
 import re
 import tempfile
+from compileall import compile_dir
 from pathlib import Path
 from typing import Any
+
+import source_tree_lock
 
 NAMES = "concurrent_builds builds hook_process busy_tree comparison".split()
 RESULTS = Path(__file__).with_name("results")
@@ -58,6 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    compile_dir(source_tree_lock.__path__[0], quiet=1)  # as an installer does
     results = Path(tempfile.mkdtemp(prefix="benchmarks-")) if options.quick else RESULTS
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as temp:
         # Lock files of many trees, and all else that is made, go with it.
