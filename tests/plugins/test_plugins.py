@@ -266,7 +266,7 @@ def test_where_the_library_cannot_be_started_tox_says_that_nothing_is_locked(
     command = [str(tox.python), "-c", code, "tox", *tox.command(checkout, tmp_path)[3:], *options]
     with held_elsewhere(checkout):
         output = output_of(tox.start(checkout, tmp_path, command=command))
-    assert "builds are not locked, because source-tree-lock cannot be started" in output
+    assert "builds are not locked, because /bin/true cannot start source-tree-lock" in output
 
 
 @pytest.mark.parametrize("package", ["editable-legacy", "skip\ndeps = ."])

@@ -118,10 +118,8 @@ def run_in_hold(
 
 def _is_default_runner(runner: AnyRunner) -> bool:
     """Return whether a runner is the one of pyproject_hooks, possibly of a vendored copy."""
-    module = getattr(runner, "__module__", "").split(".")
-    return "pyproject_hooks" in module and (
-        getattr(runner, "__name__", "") == "default_subprocess_runner"
-    )
+    name, module = getattr(runner, "__name__", ""), getattr(runner, "__module__", "")
+    return name == "default_subprocess_runner" and "pyproject_hooks" in module.split(".")
 
 
 def _run_command(

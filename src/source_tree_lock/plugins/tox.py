@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from tox.plugin import impl
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tox.execute.api import ExecuteOptions, ExecuteStatus
-    from tox.execute.local_sub_process import LocalSubProcessExecuteInstance
     from tox.execute.pep517_backend import LocalSubProcessPep517Executor as Executor
     from tox.execute.request import ExecuteRequest
 else:
@@ -36,8 +35,6 @@ sys.argv[0] = "source-tree-lock"
 from source_tree_lock.__main__ import main
 sys.exit(main())
 """
-#: How long that may take, in seconds. It does not end if `sys.executable` is another program.
-_START_LIMIT = 60
 _MESSAGE = re.compile(rb"source-tree-lock: ([^\r\n\x1b]+)\r?\n")
 #: How often the plugin looks for new messages during a wait, in seconds.
 _POLL_INTERVAL = 0.1
@@ -69,30 +66,25 @@ def _run_command() -> Sequence[str]:
     pex. The working directory is left out, since it has the project's modules.
     """
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    path = [each for each in map(os.path.abspath, sys.path) if each not in (root, os.getcwd())]
-    code = _START.format(path=[*path, root])
-    command = (sys.executable, "-I", "-c", code, "run")
-    try:
-        tried = subprocess.run(
-            [*command, "--help"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=_START_LIMIT,
+    path = [each for each in map(os.path.abspath, sys.path) if each == root or each != os.getcwd()]
+    command = (sys.executable, "-I", "-c", _START.format(path=[*path, root]), "run")
+    with suppress(OSError, subprocess.SubprocessError):
+        # It does not end if `sys.executable` is another program, say.
+        shown = subprocess.check_output(
+            [*command, "--help"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=60
         )
-        if "source-tree-lock" in tried.stdout:
+        if b"source-tree-lock" in shown:
             return command
-        reason = tried.stderr.strip().rpartition("\n")[2] or f"{command[0]} is not Python"
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = str(error)
-    _log.warning("builds are not locked, because source-tree-lock cannot be started: %s", reason)
+    python = sys.executable or "an unknown Python"
+    _log.warning("builds are not locked, because %s cannot start source-tree-lock", python)
     return ()
 
 
 class _Locking(Executor):
     """Comes before tox's executor of backends: a backend of setuptools starts under the lock."""
+
+    # The backend, while it runs. If tox renames this, builds are locked, and nothing is reported.
+    _local_execute: Any = None
 
     def __init__(self, colored: bool, cmd: Sequence[str], env: dict[str, str], cwd: Path) -> None:
         # Imported when something is built: most commands of tox build nothing.
@@ -100,12 +92,11 @@ class _Locking(Executor):
 
         run = _run_command() if is_setuptools(cwd) else ()
         self._is_locked = bool(run)
-        self._passed_on = 0
         if run:
             cmd = [*run, str(cwd), "--", *cmd]
             # tox passes on only the variables that the project's configuration names.
-            ours = {name: os.environ[name] for name in os.environ if _is_ours(name)}
-            env = {**ours, **env}
+            ours = [name for name in os.environ if name.startswith("SOURCE_TREE_LOCK_")]
+            env = {**{name: os.environ[name] for name in ours}, **env}
         super().__init__(colored, cmd, env, cwd)
 
     @contextmanager
@@ -117,7 +108,7 @@ class _Locking(Executor):
         tox itself keeps a backend whose name is not setuptools' until all commands have run, and
         then asks it to exit.
         """
-        if self._is_locked and request.run_id == "_exit" and self._running() is None:
+        if self._is_locked and request.run_id == "_exit" and self._local_execute is None:
             raise BrokenPipeError  # this is how tox learns that it has exited
         try:
             with super().call(request, *args, **kwargs) as status:
@@ -128,12 +119,11 @@ class _Locking(Executor):
                 self.close()
                 self.is_alive = is_alive  # tox asks it to exit, as it does without the lock
 
-    def local_execute(
-        self, options: ExecuteOptions
-    ) -> tuple[LocalSubProcessExecuteInstance, ExecuteStatus]:
+    def local_execute(self, options: ExecuteOptions) -> Any:
         """Start the backend, unless it runs. Another thread watches the wait meanwhile."""
-        if not self._is_locked or self._running() is not None:
+        if not self._is_locked or self._local_execute is not None:
             return super().local_execute(options)
+        self._passed_on = 0
         is_over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(is_over,), daemon=True)
         watcher.start()
@@ -145,16 +135,11 @@ class _Locking(Executor):
         self._pass_on_messages(running[1])
         return running
 
-    def _running(self) -> tuple[LocalSubProcessExecuteInstance, ExecuteStatus] | None:
-        """Return the backend, if it runs. If tox renames this, builds are locked silently."""
-        return getattr(self, "_local_execute", None)
-
     def _watch(self, is_over: threading.Event) -> None:
         """Until the backend has started: pass on the messages of ``run``, and end it on Ctrl-C."""
         while not is_over.wait(_POLL_INTERVAL):
-            running = self._running()
-            if running is not None:
-                instance, status = running
+            if self._local_execute is not None:
+                instance, status = self._local_execute
                 self._pass_on_messages(status)
                 if is_interrupted() and instance.process is not None:
                     instance.process.terminate()
@@ -165,7 +150,3 @@ class _Locking(Executor):
         for message in messages[self._passed_on :]:
             _log.warning("%s", message.decode(errors="replace"))
         self._passed_on = len(messages)
-
-
-def _is_ours(variable: str) -> bool:
-    return variable.startswith("SOURCE_TREE_LOCK_")
