@@ -11,15 +11,11 @@ from pathlib import Path
 
 import pytest
 from support import (
-    LIMIT,
     Child,
-    own_mounts,
     stop_for_good,
-    uv_build,
     wait_until,
     wait_until_blocked,
     waiters,
-    write_project,
 )
 
 from source_tree_lock import _deadlocks, _wait, source_tree_lock
@@ -34,24 +30,18 @@ pytestmark = [
 #: What is logged is told as well.
 LOGS = """
     import asyncio, logging
-    from source_tree_lock import LockTimeout, source_tree_lock
+    from source_tree_lock import source_tree_lock
     logging.basicConfig(level="WARNING", stream=sys.stdout, format="warned: %(message)s")
 """
 #: Takes a tree, and when it is told so another one inside. Arguments: the two trees.
-TAKES_TWO = (
-    LOGS
-    + """
-    first, second = sys.argv[1:]
-    with source_tree_lock(first):
+TAKES_TWO = f"""{LOGS}
+    with source_tree_lock(sys.argv[1]):
         tell("held")
         heard()
-        {wait}
+        WAIT
         tell("in")
 """
-)
-IN_A_TASK = (
-    LOGS
-    + """
+IN_A_TASK = f"""{LOGS}
     async def main():
         async with source_tree_lock(sys.argv[1]):
             tell("held")
@@ -60,14 +50,14 @@ IN_A_TASK = (
                 tell("in")
     asyncio.run(main())
 """
-)
+SECOND = "source_tree_lock(sys.argv[2]"
 WAITS = {
-    "for ever": TAKES_TWO.format(wait="source_tree_lock(second).acquire()"),
-    "steered": TAKES_TWO.format(
-        wait="source_tree_lock(second, timeout=60, while_waiting=lambda _: None).acquire()"
+    "for ever": TAKES_TWO.replace("WAIT", f"{SECOND}).acquire()"),
+    "steered": TAKES_TWO.replace(
+        "WAIT", f"{SECOND}, timeout=60, while_waiting=lambda _: None).acquire()"
     ),
-    "in short attempts": TAKES_TWO.format(
-        wait="while not source_tree_lock(second).acquire(timeout=0.2): pass"
+    "in short attempts": TAKES_TWO.replace(
+        "WAIT", f"while not {SECOND}).acquire(timeout=0.2): pass"
     ),
     "in a task": IN_A_TASK,
 }
@@ -186,7 +176,7 @@ def test_a_circle_through_a_lock_that_is_not_ours_is_found(
     """As with uv's lock of a cache entry, below which a hook waits for the tree."""
     one, file = trees[0], tmp_path / "cache"
     file.touch()
-    waits = LOGS + "    tell('held')\n    heard()\n    source_tree_lock(sys.argv[1]).acquire()\n"
+    waits = f"{LOGS}\n    tell('held')\n    heard()\n    source_tree_lock(sys.argv[1]).acquire()"
     ours = started(ended, waits, one, prefix=("flock", str(file)))
     script = f"echo held; read word; exec flock '{file}' true"
     other = command(ended, *RUN, one, "--", "sh", "-c", script)
@@ -199,33 +189,10 @@ def test_a_circle_through_a_lock_that_is_not_ours_is_found(
     other.kill()  # or else it gets what it waits for
 
 
-@pytest.mark.once
-def test_a_real_uv_is_named_for_what_its_build_waits_for(
-    trees: list[Path], ended: ExitStack
-) -> None:
-    """uv holds one tree; the `setup.py` that it runs there takes another, which we hold."""
-    one, two, _ = trees
-    pytest.importorskip("uv")
-    takes_two = f"source_tree_lock({str(two)!r}, timeout={LIMIT}).acquire()"
-    condition = 'if "bdist_wheel" in __import__("sys").argv:'
-    write_project(one, f"from source_tree_lock import *\n{condition}\n    {takes_two}")
-    ours = started(ended, WAITS["for ever"], two, one)
-    uv = uv_build(one)
-    ended.callback(uv.wait)
-    ended.callback(uv.kill)
-    wait_until(lambda: bool(waiters(source_tree_lock(two).lock_file)))
-    ours.say()
-    warning = ours.line()
-    assert links(warning) == {(uv.pid, str(one), str(two))}
-    assert f"uv (pid {uv.pid}) holds" in warning
-
-
 # No claim where there is none
 
 #: Takes all trees, one inside the other, and checks its waits again and again.
-IN_ONE_ORDER = (
-    LOGS
-    + """
+IN_ONE_ORDER = f"""{LOGS}
     import contextlib, time
     from source_tree_lock import _wait
     _wait.CHECK_AFTER = 0.01
@@ -238,48 +205,20 @@ IN_ONE_ORDER = (
                 time.sleep(0.01)
     tell("done")
 """
-)
 
 
+@pytest.mark.parametrize("below_one_hold", [False, True])
 def test_a_crowd_that_takes_trees_in_one_order_is_warned_of_nothing(
-    trees: list[Path], ended: ExitStack
+    below_one_hold: bool, trees: list[Path], ended: ExitStack
 ) -> None:
-    crowd = [started(ended, IN_ONE_ORDER, *trees[number % 2 :]) for number in range(6)]
+    """Nor are the children of one hold, which take turns."""
+    lock = source_tree_lock(trees[0])
+    environ = ended.enter_context(lock).environ if below_one_hold else {}
+    crowd = [started(ended, IN_ONE_ORDER, *trees[n % 2 :], environ=environ) for n in range(6)]
     for child in crowd:
         child.say()
     for child in crowd:
         child.expect("done")
-
-
-def test_children_of_one_hold_that_take_turns_are_warned_of_nothing(
-    trees: list[Path], ended: ExitStack
-) -> None:
-    with source_tree_lock(trees[0]) as lock:
-        environ = lock.environ
-        crowd = [started(ended, IN_ONE_ORDER, trees[0], environ=environ) for _ in range(4)]
-        for child in crowd:
-            child.say()
-        for child in crowd:
-            child.expect("done")
-
-
-@pytest.mark.parametrize("hidden", ["/proc/locks", "/proc"])
-def test_where_the_kernel_tells_nothing_nothing_is_claimed(
-    hidden: str, trees: list[Path], ended: ExitStack
-) -> None:
-    one, two, _ = trees
-    cover = {
-        "/proc/locks": "mount --bind /dev/null /proc/locks",
-        "/proc": "mount -t tmpfs no /proc",
-    }
-    prefix = (*own_mounts(), "sh", "-c", f'{cover[hidden]}; exec "$@"', "sh")
-    pairs = ((one, two), (two, one))
-    children = [started(ended, WAITS["steered"], *pair, prefix=prefix) for pair in pairs]
-    for child in children:
-        child.say()
-    for child in children:
-        wait_until_blocked(child.pid)
-    assert all(child.is_silent(1.5) for child in children)
 
 
 @pytest.mark.parametrize("second", [[], ["another circle"]])
