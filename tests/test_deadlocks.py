@@ -11,18 +11,22 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-from in_line import WaitingTask, lock_file, until_waiting
+from in_line import WaitingTask, each_lock, holding, lock_file, until_waiting
 from support import LIMIT, Child, held_elsewhere, in_thread, is_free, wait_until, wait_until_asleep
 
 from source_tree_lock import Wait, _deadlocks, _queue, _wait, source_tree_lock
 
 __all__ = ["lock_file"]  # a fixture
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in")
+pytestmark = [
+    pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in"),
+    pytest.mark.usefixtures("no_leaks"),
+]
 
 
 async def enter(tree: Path) -> None:
@@ -35,20 +39,18 @@ async def enter_plainly(tree: Path) -> None:
         raise AssertionError("two owners inside")
 
 
-def refused(words: str) -> object:
-    """A `RuntimeError` that says what to do, and never to enter in a thread's name."""
+def refused(words: str) -> AbstractContextManager[object]:
+    """A `RuntimeError` that says what to do, which is never to enter in another thread."""
     return pytest.raises(RuntimeError, match=rf"^(?!.*to_thread).*{words}")
 
 
 # Waits that cannot end
 
 
-def test_a_plain_entry_while_a_task_of_this_loop_holds_is_refused(
-    tree: Path, no_leaks: object
-) -> None:
+def test_a_plain_entry_while_a_task_of_this_loop_holds_is_refused(tree: Path) -> None:
     async def main() -> None:
         async with source_tree_lock(tree):
-            with refused("use `async with`"):  # type: ignore[attr-defined]
+            with refused("use `async with`"):
                 await asyncio.create_task(enter_plainly(tree))
             assert not is_free(tree)
 
@@ -59,43 +61,42 @@ def test_a_plain_entry_while_a_task_of_this_loop_holds_is_refused(
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 @pytest.mark.parametrize("way", [enter, enter_plainly])
 def test_an_entry_in_a_loop_while_this_thread_holds_outside_of_it_is_refused(
-    way: Callable[[Path], Awaitable[None]], loop: str, tree: Path, no_leaks: object
+    way: Callable[[Path], Awaitable[None]], loop: str, tree: Path
 ) -> None:
     with source_tree_lock(tree):
-        with refused("hold it inside the loop"):  # type: ignore[attr-defined]
+        with refused("hold it inside the loop"):
             trio.run(way, tree) if loop == "trio" else asyncio.run(way(tree))  # type: ignore[arg-type]
         assert not is_free(tree)
     assert is_free(tree)
 
 
-@pytest.mark.parametrize("waits_for", ["lock file", "tree"])
+@each_lock
 def test_a_plain_entry_beside_a_task_that_waits_in_the_same_loop_is_refused(
-    waits_for: str, tree: Path, tmp_path: Path, lock_file: Path, no_leaks: object
+    blocked_by: str, tree: Path, lock_file: Path
 ) -> None:
     """The task could not take what it is granted. It may have the lock file already."""
 
     async def main() -> None:
         task = asyncio.create_task(source_tree_lock(tree).__aenter__())
-        await until_waiting(tree if waits_for == "tree" else lock_file, 1)
-        with refused("in a task .*use `async with`"):  # type: ignore[attr-defined]
+        await until_waiting(tree if blocked_by == "tree" else lock_file, 1)
+        with refused("in a task .*use `async with`"):
             await enter_plainly(tree)
         assert not source_tree_lock(tree).acquire(blocking=False)
         holder.say()
         await (await task).__aexit__(None, None, None)
 
-    environ = {"TMPDIR": str(tmp_path)} if waits_for == "tree" else {}
-    with held_elsewhere(tree, environ=environ) as holder:
+    with holding(tree, blocked_by) as holder:
         asyncio.run(asyncio.wait_for(main(), LIMIT))
 
 
 def test_a_plain_entry_beside_a_stopped_loop_whose_task_was_granted_the_lock_is_refused(
-    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_queue, "_LOOK_EVERY", LIMIT)  # so long, the task keeps the lock file
     with held_elsewhere(tree) as holder:
         waiting = WaitingTask(tree, lock_file)
         waiting.run_once(partial(waiting.let_grant, holder))
-        with refused("use `async with`"):  # type: ignore[attr-defined]
+        with refused("use `async with`"):
             source_tree_lock(tree).acquire()
         waiting.loop.run_until_complete(waiting.task)
         with source_tree_lock(tree):
@@ -103,15 +104,13 @@ def test_a_plain_entry_beside_a_stopped_loop_whose_task_was_granted_the_lock_is_
         waiting.loop.close()
 
 
-def test_two_trees_of_one_lock_file_cannot_be_held_inside_each_other(
-    tree: Path, tmp_path: Path, no_leaks: object
-) -> None:
+def test_two_trees_of_one_lock_file_cannot_be_held_inside_each_other(tree: Path) -> None:
     def same(path: Path) -> str:
         return "same"
 
     with source_tree_lock(tree, digest=same):
-        lock = source_tree_lock(tmp_path, digest=same)
-        with refused("has the same lock file .*a lock file of its own"):  # type: ignore[attr-defined]
+        lock = source_tree_lock(tree.parent, digest=same)
+        with refused("has the same lock file .*a lock file of its own"):
             lock.acquire()
         assert in_thread(lambda: lock.acquire(timeout=0.01)) is False  # another thread waits
     with lock:
@@ -138,13 +137,11 @@ ENTERS_IN_A_HANDLER = """
 """
 
 
-@pytest.mark.parametrize("waits_for", ["lock file", "tree"])
+@each_lock
 def test_what_interrupts_a_wait_does_not_wait_in_its_midst(
-    waits_for: str, tree: Path, lock_file: Path, tmp_path: Path
+    blocked_by: str, tree: Path, lock_file: Path
 ) -> None:
-    environ = {"TMPDIR": str(tmp_path)} if waits_for == "tree" else {}
-    holding = held_elsewhere(tree, environ=environ)
-    with holding as holder, Child(ENTERS_IN_A_HANDLER, tree) as waiter:
+    with holding(tree, blocked_by) as holder, Child(ENTERS_IN_A_HANDLER, tree) as waiter:
         wait_until_asleep(waiter.pid)
         os.kill(waiter.pid, signal.SIGUSR1)
         waiter.expect("interrupted")
@@ -185,42 +182,44 @@ class Warned(Exception):
     """Ends a wait that was warned of."""
 
 
-def _pool(tree: Path, lock: source_tree_lock) -> None:
+Lock = source_tree_lock
+
+
+def _pool(tree: Path, lock: Lock) -> None:
     with source_tree_lock(tree), ThreadPoolExecutor(1) as pool:
         pool.submit(lock.acquire).result()
 
 
-def _to_thread(tree: Path, lock: source_tree_lock) -> None:
-    async def main() -> None:
-        async with source_tree_lock(tree):
-            await asyncio.to_thread(lock.acquire)
-
-    asyncio.run(main())
+async def _to_thread(tree: Path, lock: Lock) -> None:
+    async with source_tree_lock(tree):
+        await asyncio.to_thread(lock.acquire)
 
 
-def _child_task(tree: Path, lock: source_tree_lock) -> None:
-    async def main() -> None:
-        async with source_tree_lock(tree):
-            await asyncio.create_task(lock.__aenter__())
-
-    asyncio.run(main())
+async def _child_task(tree: Path, lock: Lock) -> None:
+    async with source_tree_lock(tree):
+        await asyncio.create_task(lock.__aenter__())
 
 
-def _trio_thread(tree: Path, lock: source_tree_lock) -> None:
-    async def main() -> None:
-        async with source_tree_lock(tree):
-            await trio.to_thread.run_sync(lock.acquire)
-
-    trio.run(main)
+async def _trio_thread(tree: Path, lock: Lock) -> None:
+    async with source_tree_lock(tree):
+        await trio.to_thread.run_sync(lock.acquire)
 
 
-@pytest.mark.parametrize("waits", [_pool, _to_thread, _child_task, _trio_thread])
+@pytest.mark.parametrize(
+    "waits",
+    [
+        _pool,
+        lambda *arguments: asyncio.run(_to_thread(*arguments)),
+        lambda *arguments: asyncio.run(_child_task(*arguments)),
+        lambda *arguments: trio.run(_trio_thread, *arguments),
+    ],
+    ids=["pool", "to_thread", "child task", "trio's thread"],
+)
 def test_a_wait_for_another_thread_or_task_of_this_process_is_warned_of_once(
-    waits: Callable[[Path, source_tree_lock], None],
+    waits: Callable[[Path, Lock], None],
     tree: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    no_leaks: object,
 ) -> None:
     def stop(wait: Wait) -> None:
         if wait.waited > 1 and caplog.records:  # a second warning would have come by then
