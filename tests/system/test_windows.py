@@ -20,13 +20,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import HOLD, LIMIT, Child, in_thread, is_taken, wait_until
+from support import HOLD, Child, in_thread, is_taken, wait_until
 from typing_extensions import Self
 
-from source_tree_lock import LockTimeout, LockUnavailable, source_tree_lock
+from source_tree_lock import LockTimeout, LockUnavailable, Wait, source_tree_lock
 
 if os.name != "nt":
     pytest.skip("needs Windows (.ci/windows has Wine)", allow_module_level=True)
+
+#: Longer than anything takes, under Wine and on a busy machine, in seconds.
+LIMIT = 300.0
+pytestmark = pytest.mark.timeout(900)
 
 #: Enters ten times; two processes inside at once find each other's file.
 COUNT = """
@@ -160,7 +164,12 @@ def test_concurrent_builds_give_complete_wheels(tree: Path, tmp_path: Path) -> N
 
 def test_a_wait_ends_when_the_holder_leaves(tree: Path, holder: WindowsChild) -> None:
     told = []
-    with source_tree_lock(tree, on_wait=lambda wait: (told.append(wait.holder), holder.say())):
+
+    def let_go(wait: Wait) -> None:
+        told.append(wait.holder)
+        holder.say()
+
+    with source_tree_lock(tree, on_wait=let_go):
         holder.expect("released")
     assert [each and each.pid for each in told] == [holder.pid]
 
@@ -471,7 +480,7 @@ def test_the_library_waits_for_uv(uv: str, tree: Path, tmp_path: Path) -> None:
             tell("built" if os.path.exists(os.path.join(sys.argv[1], "built")) else "too early")
     """
     with UvBuild(uv, tree, tmp_path / "output") as build:
-        wait_until((tree / "building").exists)
+        wait_until((tree / "building").exists, LIMIT)
         assert not source_tree_lock(tree).acquire(timeout=0.1)
         with WindowsChild(script, tree) as child:
             child.expect("waits None")
