@@ -29,7 +29,9 @@ for each; do
   case $each in -L*) library=$(ls ${each#-L}/lib*.a 2> /dev/null || echo "$library");; esac
   last=$each
 done
-if [ -e "$work/die" ]; then case $out in *$(cat "$work/die")*) : > "$out"; kill -9 $$;; esac; fi
+if read -r output how 2> /dev/null < "$work/die"; then
+  case $out in *$output*) : > "$out"; eval "$how";; esac
+fi
 case " $* " in *" -c "*) echo "$source" >> "$work/compiled"; sources=$source library=;; esac
 rm -f "$out"
 grep -q error $sources && exit 1
@@ -82,9 +84,9 @@ class Project:
         text = before + "\n" + _SETUP.format(more=more, extensions=self._extensions)
         (self.tree / "setup.py").write_text(text)
 
-    def die_at(self, output: str) -> None:
-        """Have the compiler or linker die that writes this."""
-        (self._tools / "die").write_text(output)
+    def die_at(self, output: str, how: str) -> None:
+        """Have the compiler or linker leave half of this and end so."""
+        (self._tools / "die").write_text(f"{output} {how}\n")
 
     def live(self) -> None:
         (self._tools / "die").unlink()

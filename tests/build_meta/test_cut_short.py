@@ -229,30 +229,27 @@ def test_each_python_builds_anew_what_it_was_killed_in(project: Project) -> None
 
 # How it ends
 
-NO_SPACE = [f"raise OSError({number}, 'x')" for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)]
-HANDLER = """
-import signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-"""
-
-
-@pytest.mark.parametrize(
-    "ends",
-    [
-        "raise KeyboardInterrupt",
-        "raise MemoryError",
-        *NO_SPACE,
-        "os.kill(os.getpid(), signal.SIGINT)",
-        "os.kill(os.getpid(), signal.SIGTERM)",
-        "signal.signal(15, lambda *_: sys.exit(143)); signal.raise_signal(15)",
-        "os._exit(0)",
-    ],
+ENDS = (
+    "raise KeyboardInterrupt",
+    f"raise OSError({errno.ENOSPC}, 'no space')",
+    "signal.signal(15, lambda *_: sys.exit(143)); signal.raise_signal(15)",
+    # Only in the long run:
+    "raise MemoryError",
+    f"raise OSError({errno.EDQUOT}, 'no space')",
+    f"raise OSError({errno.EIO}, 'broken')",
+    "os.kill(os.getpid(), signal.SIGINT)",
+    "os.kill(os.getpid(), signal.SIGTERM)",
+    "os._exit(0)",
 )
-def test_what_may_leave_half_a_file_is_remembered(project: Project, ends: str) -> None:
+
+
+@pytest.mark.timeout(300)
+def test_what_may_leave_half_a_file_is_remembered(project: Project, long_run: bool) -> None:
     alone, _ = project.build()
-    ruin(project, ends=ends)
-    assert project.build() == (alone, True)
-    assert project.build() == (alone, False)
+    for ends in ENDS if long_run else ENDS[:3]:
+        ruin(project, ends=ends)
+        assert project.build() == (alone, True), ends
+        assert project.build() == (alone, False), ends
 
 
 def test_a_full_disk_is_remembered(project: Project, tmp_path: Path) -> None:
@@ -267,20 +264,23 @@ def test_a_full_disk_is_remembered(project: Project, tmp_path: Path) -> None:
     assert project.build() == (alone, True)
 
 
-@pytest.mark.parametrize("output", ["one.cpython", "two.o"])
-def test_a_linker_or_compiler_that_is_killed_is_remembered(project: Project, output: str) -> None:
+@pytest.mark.parametrize(
+    ("output", "how"),
+    # The last is a linker that is killed below a compiler, which survives it.
+    [("one.cpython", "kill -9 $$"), ("two.o", "kill -9 $$"), ("one.cpython", "exit 1")],
+)
+def test_a_linker_or_compiler_that_is_killed_is_remembered(
+    project: Project, output: str, how: str
+) -> None:
     alone, _ = project.build()
     shutil.rmtree(project.tree / "build")
-    project.die_at(output)
+    project.die_at(output, how)
     assert project.run().returncode == 1
     project.live()
     assert project.build() == (alone, True)
 
 
-@pytest.mark.parametrize("ends", ["well", "in an error"])
-def test_what_was_not_built_anew_to_the_end_is_still_not_trusted(
-    project: Project, ends: str
-) -> None:
+def test_what_was_not_built_anew_to_the_end_is_still_not_trusted(project: Project) -> None:
     alone, _ = project.build()
     ruin(project)
     (project.tree / "one.c").write_text("error")
@@ -304,13 +304,16 @@ def test_an_ordinary_failure_costs_no_rebuild(project: Project) -> None:
 
 
 CHANGED = """
+import atexit, os
+before = dict(os.environ)
 def changed():
     print({name: value for name, value in os.environ.items() ^ before.items()
            if name != "PLAT"})  # which setuptools sets
+atexit.register(changed)
 """
 
 
-@pytest.mark.parametrize("own", [None, "", "/no/such/file", "/dev/null", "broken"])
+@pytest.mark.parametrize("own", [None, "/no/such/file", "broken"])
 def test_a_rebuild_leaves_environment_and_temporary_directory_as_they_were(
     project: Project, tmp_path: Path, temp_dir: Path, own: str | None
 ) -> None:
@@ -319,9 +322,9 @@ def test_a_rebuild_leaves_environment_and_temporary_directory_as_they_were(
         Path(own).write_text("no section\n")
     ruin(project)
     before = sorted(temp_dir.iterdir())
-    tell = f"import atexit, os\nbefore = dict(os.environ)\n{CHANGED}\natexit.register(changed)\n"
     environ = {} if own is None else {"DIST_EXTRA_CONFIG": own}
-    done = project.run(prelude=tell, environ=environ)
+    done = project.run(prelude=CHANGED, environ=environ)
+    assert ANEW in done.stderr
     assert done.stdout.splitlines()[-1] == "{}"
     assert sorted(temp_dir.iterdir()) == before
     theirs = project.run(backend=SETUPTOOLS, environ=environ)
@@ -354,14 +357,12 @@ def test_children_of_a_setup_py_build_anew_too(project: Project) -> None:
     assert project.compiled().count("one.c") == 2
 
 
-@pytest.mark.parametrize("forbidden", ["build/lib*/sample.py", "build/lib*/*", "build/temp*/*"])
-def test_files_that_may_only_be_read_are_built_anew(project: Project, forbidden: str) -> None:
-    if os.geteuid() == 0 and not WITHOUT_ROOTS_RIGHTS:
-        pytest.skip("root may write all")
+def test_files_that_may_only_be_read_are_built_anew(project: Project) -> None:
     alone, _ = project.build()
     ruin(project)
-    for path in project.tree.glob(forbidden):
-        path.chmod(0o444)
+    for path in (project.tree / "build").rglob("*"):
+        if path.is_file():
+            path.chmod(0o444)
     assert project.build(prefix=WITHOUT_ROOTS_RIGHTS) == (alone, True)
 
 

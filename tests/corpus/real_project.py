@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from projects import Content, archives, content
 
@@ -38,6 +39,17 @@ tree, backend, hook, out, *path = sys.argv[1:]
 hooks = BuildBackendHookCaller(tree, backend, path or None, default_subprocess_runner)
 getattr(hooks, hook)(out)
 """
+
+
+_COMPILED = re.compile(r"^\S*(?:cc|g\+\+)\b.* -c ", re.MULTILINE)
+
+
+class Built(NamedTuple):
+    """An archive, and how many files were compiled for it."""
+
+    name: str
+    content: Content
+    compiled: int
 
 
 class RealProject:
@@ -126,10 +138,10 @@ class RealProject:
             start_new_session=True,
         )
 
-    def build(self, backend: str = OURS, hook: str = "build_wheel") -> tuple[str, Content]:
-        """Name and content of the archive of a build that has to succeed."""
+    def build(self, backend: str = OURS, hook: str = "build_wheel") -> Built:
+        """What a build gives that has to succeed."""
         process = self.start(backend, hook)
         output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output[-4000:]
         [archive] = archives(self._out)
-        return archive.name, content(archive)
+        return Built(archive.name, content(archive), len(_COMPILED.findall(output)))
