@@ -25,6 +25,7 @@ ON_WINDOWS = frozenset(
 
 
 #: Folders that need more than the extra `test` has, or take long: the option that asks for them.
+#: A folder that the command line names is asked for too.
 _ON_REQUEST = {
     "cluster": "--cluster",
     "corpus": "--corpus",
@@ -87,7 +88,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         is_wanted = any(collection_path in (path, *path.parents) for path in ON_WINDOWS)
         return None if is_wanted or collection_path.name in ("__init__.py", "conftest.py") else True
     option = _ON_REQUEST.get(collection_path.name)
-    return True if option is not None and not config.getoption(option) else None
+    if option is None or config.getoption(option):
+        return None
+    named = [Path(each.partition("::")[0]).absolute() for each in config.args]
+    return not any(collection_path in (path, *path.parents) for path in named)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import venv
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -134,9 +135,15 @@ set_env = PYTHONPATH = {path}
 """
 
 
-@pytest.mark.parametrize("package", ["wheel", "editable"])
-def test_two_tox_runs_at_once_pass(tree: Path, tmp_path: Path, package: str) -> None:
-    make_project(tree, OURS)
+@pytest.mark.parametrize(
+    ("package", "backend"),
+    [("wheel", OURS), ("editable", OURS), ("wheel", "setuptools.build_meta")],
+)
+def test_two_tox_runs_at_once_pass(tree: Path, tmp_path: Path, package: str, backend: str) -> None:
+    """With setuptools' own backend, it is the plugin that locks."""
+    if backend != OURS and not entry_points(group="tox", name="source-tree-lock"):
+        pytest.skip("tox finds plugins of installed distributions only")
+    make_project(tree, backend)
     pyproject = tree / "pyproject.toml"
     pyproject.write_text(
         pyproject.read_text().replace('requires = ["setuptools"]', "requires = []")

@@ -37,7 +37,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         frontends.pip(sys.executable, "download", "-d", directory, *frontends.BUILD_REQUIREMENTS)
     except RuntimeError as error:
-        pytest.skip(f"installs the frontends from a package index: {error}")
+        pytest.skip(f"installs the frontends from a package index: {str(error).splitlines()[-1]}")
     return frontends.own_wheels(directory)
 
 
