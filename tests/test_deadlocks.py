@@ -12,15 +12,14 @@ import signal
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-from in_line import WaitingTask, each_lock, holding, lock_file, until_waiting
+from in_line import each_lock, holding, lock_file, until_waiting
 from support import LIMIT, Child, held_elsewhere, in_thread, is_free, wait_until, wait_until_asleep
 
-from source_tree_lock import Wait, _deadlocks, _queue, _wait, source_tree_lock
+from source_tree_lock import Wait, _deadlocks, _wait, source_tree_lock
 
 __all__ = ["lock_file"]  # a fixture
 pytestmark = [
@@ -63,7 +62,11 @@ def test_a_plain_entry_while_a_task_of_this_loop_holds_is_refused(tree: Path) ->
 def test_an_entry_in_a_loop_while_this_thread_holds_outside_of_it_is_refused(
     way: Callable[[Path], Awaitable[None]], loop: str, tree: Path
 ) -> None:
+    async def attempt() -> bool:  # it does not wait, and so is never refused
+        return source_tree_lock(tree).acquire(blocking=False)
+
     with source_tree_lock(tree):
+        assert asyncio.run(attempt()) is False
         with refused("hold it inside the loop"):
             trio.run(way, tree) if loop == "trio" else asyncio.run(way(tree))  # type: ignore[arg-type]
         assert not is_free(tree)
@@ -87,21 +90,6 @@ def test_a_plain_entry_beside_a_task_that_waits_in_the_same_loop_is_refused(
 
     with holding(tree, blocked_by) as holder:
         asyncio.run(asyncio.wait_for(main(), LIMIT))
-
-
-def test_a_plain_entry_beside_a_stopped_loop_whose_task_was_granted_the_lock_is_refused(
-    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_queue, "_LOOK_EVERY", LIMIT)  # so long, the task keeps the lock file
-    with held_elsewhere(tree) as holder:
-        waiting = WaitingTask(tree, lock_file)
-        waiting.run_once(partial(waiting.let_grant, holder))
-        with refused("use `async with`"):
-            source_tree_lock(tree).acquire()
-        waiting.loop.run_until_complete(waiting.task)
-        with source_tree_lock(tree):
-            pass
-        waiting.loop.close()
 
 
 def test_two_trees_of_one_lock_file_cannot_be_held_inside_each_other(tree: Path) -> None:
@@ -165,14 +153,6 @@ def test_a_wait_that_was_interrupted_hinders_no_later_one(tree: Path) -> None:
         holder.say()
         with source_tree_lock(tree):
             assert kept
-
-
-def test_an_attempt_that_does_not_wait_is_never_refused(tree: Path) -> None:
-    async def main() -> bool:
-        return source_tree_lock(tree).acquire(blocking=False)
-
-    with source_tree_lock(tree):
-        assert asyncio.run(main()) is False
 
 
 # Waits that may never end

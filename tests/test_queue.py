@@ -225,8 +225,7 @@ def test_a_loop_that_is_closed_keeps_nobody_out(
         waiting.loop.close()
         if granted == "after":
             holder.say()
-        lock = source_tree_lock(tree, timeout=LIMIT)
-        assert in_thread(lambda: lock.acquire() and lock.release()) is None
+        assert in_thread(source_tree_lock(tree, timeout=LIMIT)(lambda: "in")) == "in"
         wait_until(lambda: not has_queue(lock_file))
         del waiting
         gc.collect()

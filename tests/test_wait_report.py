@@ -136,7 +136,7 @@ def test_a_wait_for_one_lock_after_the_other_is_told_of_once(
     with holding(tree, "tree") as holder:
         with Child(LOCKS_TWICE, lock.lock_file) as other:
             other.expect("held")
-            thread = threading.Thread(target=lambda: lock.acquire() and lock.release())
+            thread = threading.Thread(target=lock(threading.get_ident))
             thread.start()
             wait_until(lambda: bool(told))
             other.say()
@@ -298,29 +298,19 @@ def test_an_unknown_holder_is_called_so(tree: Path, monkeypatch: pytest.MonkeyPa
 
 # Made by hand, and in words
 
-HERE = "to leave /home/me/project"
 
-
-@pytest.mark.parametrize(
-    ("holder", "waited", "sentence"),
-    [
-        (Holder(4242, "pip"), 0.9, f"waiting for pip (pid 4242) {HERE}"),
-        (Holder(4242, "pip", None, 1.0), 125.2, f"waiting 2 min 5 s for pip (pid 4242) {HERE}"),
-        (None, 5.0, f"waiting 5 s for an unknown process {HERE}"),
-        (
-            Holder(4242, "uv", "node7", is_local=False),
-            3600.0,
-            f"waiting 1 h 0 min for uv (pid 4242) on node7 {HERE}",
-        ),
-        (
-            Holder(4242, "make", user="ann", is_stopped=True),
-            1.0,
-            f"waiting 1 s for make (pid 4242, user ann), which is stopped, {HERE}",
-        ),
-    ],
-)
-def test_a_wait_is_one_sentence(holder: Holder | None, waited: float, sentence: str) -> None:
-    assert str(Wait("/home/me/project", "/tmp/a.lock", holder, waited)) == sentence
+def test_a_wait_is_one_sentence() -> None:
+    here = "to leave /home/me/project"
+    remote = Holder(4242, "uv", "node7", is_local=False)
+    stopped = Holder(4242, "make", user="ann", is_stopped=True)
+    for holder, waited, sentence in (
+        (Holder(4242, "pip"), 0.9, f"waiting for pip (pid 4242) {here}"),
+        (Holder(4242, "pip", None, 1.0), 125.2, f"waiting 2 min 5 s for pip (pid 4242) {here}"),
+        (None, 59.9, f"waiting 59 s for an unknown process {here}"),
+        (remote, 3600.0, f"waiting 1 h 0 min for uv (pid 4242) on node7 {here}"),
+        (stopped, 1, f"waiting 1 s for make (pid 4242, user ann), which is stopped, {here}"),
+    ):
+        assert str(Wait("/home/me/project", "/tmp/a.lock", holder, waited)) == sentence
 
 
 def test_a_wait_fits_into_any_number_of_columns_and_keeps_the_end_of_the_path() -> None:

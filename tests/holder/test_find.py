@@ -76,8 +76,9 @@ def test_flock_1_is_named_and_a_record_of_another_process_is_not_believed(
     lock_file = source_tree_lock(tree).lock_file
     with flock_1(lock_file, mode) as pid, Child("heard()") as child:
         assert awaited_holder(tree) == Holder(pid, "flock", HOST, user=USER)
-        for end in (lambda: None, child.kill):
-            end()
+        for is_running in (True, False):
+            if not is_running:
+                child.kill()
             lock_file.write_bytes(a_record(pid=child.pid))
             assert awaited_holder(tree) == Holder(pid, "flock", HOST, user=USER)
 
