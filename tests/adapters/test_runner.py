@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from build import BuildBackendException, ProjectBuilder
 from support import ALIVE, LIMIT, Child, held_elsewhere, is_free, write_project
 
-from source_tree_lock import LockTimeout, LockUnavailable, source_tree_lock
+from source_tree_lock import LockTimeout, source_tree_lock
 from source_tree_lock.adapters import locked_runner
 
 
@@ -32,23 +31,17 @@ def test_a_wrapped_runner_gets_the_call_as_it_is_and_the_hold_besides(tree: Path
     assert seen == [(["a", "b"], str(tree), handed)]
 
 
-def test_the_tree_of_a_runner_is_the_working_directory_by_default(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tree)
-    free: list[bool] = []
-    lock_file = source_tree_lock(tree).lock_file
-    locked_runner(lambda *_: free.append(is_free(lock_file)))(["x"])
-    assert free == [False]
-
-
-def test_a_command_of_its_own_gets_the_environment_and_the_directory(
+def test_a_command_gets_the_environment_and_the_directory_which_is_the_tree(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INHERITED", "1")
-    code = "import os; open('seen', 'w').write(os.environ['INHERITED'] + os.environ['MARK'])"
-    locked_runner()([sys.executable, "-c", code], str(tree), {"MARK": "2"})
-    assert (tree / "seen").read_text() == "12"
+    monkeypatch.chdir(tree)
+    code = "import os; open('seen', 'a').write(os.environ['INHERITED'] + os.environ['MARK'])"
+    for directory in (str(tree), None):
+        with held_elsewhere(tree), pytest.raises(LockTimeout):
+            locked_runner(timeout=0)(["x"], directory)
+        locked_runner()([sys.executable, "-c", code], directory, {"MARK": "2"})
+    assert (tree / "seen").read_text() == "1212"
 
 
 def test_a_command_that_fails_is_an_error_and_leaves_nothing_locked(
@@ -61,24 +54,6 @@ def test_a_command_that_fails_is_an_error_and_leaves_nothing_locked(
     with pytest.raises(FileNotFoundError):
         locked_runner()([str(tree / "no-such-program")], str(tree))
     assert is_free(source_tree_lock(tree).lock_file)
-
-
-def test_builds_own_error_names_the_one_before_the_hook(tree: Path, tmp_path: Path) -> None:
-    write_project(tree, "raise SystemExit('it cannot be built')")
-    no_directory = tmp_path / "a file"
-    no_directory.touch()
-
-    def kind(**options: object) -> type[Exception]:
-        runner = locked_runner(**options)  # type: ignore[arg-type]
-        with pytest.raises(BuildBackendException) as caught:
-            ProjectBuilder(tree, runner=runner).build("wheel", tmp_path / "out")
-        assert caught.value.exception is not None
-        return type(caught.value.exception)
-
-    assert kind() is subprocess.CalledProcessError
-    assert kind(lock_dir=no_directory) is LockUnavailable
-    with held_elsewhere(tree):
-        assert kind(timeout=0) is LockTimeout
 
 
 INTERRUPTED = """

