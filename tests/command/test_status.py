@@ -170,10 +170,10 @@ def test_status_lists_the_one_that_waits_for_the_tree_alone_before_all_others(tr
 
 def test_status_looks_where_run_locks_and_names_the_command(tree: Path, tmp_path: Path) -> None:
     options = ["--lock-dir", str(tmp_path / "locks")]
-    ended = run("run", *options, tree, "--", *COMMAND, "status", *options, str(tree))
+    status = [*COMMAND, "status", *options, str(tree)]
+    ended = run("run", *options, tree, "--", "env", "--", *status)
     assert ended.returncode == 1
-    name = Path(COMMAND[0]).name
-    assert re.match(rf"{tree}: held by {name} \(pid \d+\) for ", ended.stdout.decode())
+    assert re.match(rf"{tree}: held by env \(pid \d+\) for ", ended.stdout.decode())
     assert f"lock file: {tmp_path}/locks/uv-setuptools-" in ended.stdout.decode()
 
 

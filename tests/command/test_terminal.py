@@ -192,21 +192,27 @@ def test_where_no_text_can_be_taken_back_a_wait_is_said_as_in_a_log(where: str, 
 
 @linux_only
 @pytest.mark.parametrize("option", [[], ["--quiet"]], ids=["telling", "quiet"])
-def test_a_warning_of_the_library_stands_above_the_text(option: list[str], tree: Path) -> None:
-    nest = """
-        import signal, subprocess
+def test_a_warning_of_the_library_stands_above_the_text(
+    option: list[str], tree: Path, deep_tree: Path
+) -> None:
+    other = """
         from source_tree_lock import source_tree_lock
         with source_tree_lock(sys.argv[1]):
-            process = subprocess.Popen(sys.argv[2:])
-            signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-            sys.exit(process.wait())
+            tell("held")
+            heard()
+            source_tree_lock(sys.argv[2]).acquire(timeout=60)
     """
-    command = python(nest, tree, *COMMAND, "run", *option, tree, "--", "true")
-    with Terminal(*command, columns=800) as terminal:
-        terminal.until("environ" if option else "(?s)environ.*waiting 2 s")
-        terminal.process.terminate()
-        assert terminal.end() == 143
-    assert re.fullmatch("source-tree-lock: [^\n]* environ[^\n]*\n", terminal.left())
+    inner = [*COMMAND, "run", *option, tree, "--", "true"]
+    with Child(other, tree, deep_tree) as child:
+        child.expect("held")
+        with Terminal(*COMMAND, "run", deep_tree, "--", *inner, columns=2000) as terminal:
+            wait_until(lambda: not both_free(deep_tree))
+            child.say()
+            terminal.until("wait for each other" if option else r"(?s)each other.*waiting \d")
+            terminal.type("\x03")
+            assert terminal.end() == 130
+    left = terminal.left().replace("^C", "")
+    assert re.fullmatch("source-tree-lock: [^\n]* wait for each other[^\n]*\n", left), left
     assert bool(terminal.texts()) == (not option)
 
 

@@ -66,7 +66,6 @@ class WaitOutput(logging.Handler):
         self._text = ""  # in the terminal now
         self._due = 0.0  # how long a wait lasts when it is worth the next message
         logger().addHandler(self)
-        logger().propagate = False
 
     def show(self, wait: Wait) -> None:
         """Show a wait that goes on: `on_wait` and `while_waiting` of the lock."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .._lock import SourceTreeLock
-from .._proc import ancestry, flocks, identity_at, key_of, program_of, working_directory_of
+from .._proc import flocks, identity_at, key_of, program_of, working_directory_of
 from .._system import END_COMMAND, user_id, user_name
 from .output import HELD, printable
 
@@ -35,8 +35,7 @@ def status(options: Namespace) -> int:
     if options.lock_dir is not None and not os.path.isdir(options.lock_dir):
         # No lock is held there, but "free" would be no answer to a misspelt path.
         raise FileNotFoundError(errno.ENOENT, "no such lock directory", options.lock_dir)
-    # With a timeout of its own, so that it never reads that of the environment.
-    lock = SourceTreeLock(options.tree, lock_dir=options.lock_dir, timeout=0)
+    lock = SourceTreeLock(options.tree, lock_dir=options.lock_dir)
     is_held = lock.locked()
     holder = lock.holder() if is_held else None
     facts = {
@@ -61,21 +60,16 @@ def _facts_of(holder: Holder) -> dict[str, object]:
 
 
 def _waiting_for(lock: SourceTreeLock) -> list[int]:
-    """Return the processes that wait, as far as the kernel lists them, in their order."""
-    listed = flocks()
-    if not listed:
-        return []  # the system lists no locks
+    """Return the processes that wait, as far as the kernel lists them, in their order.
+
+    A process that has the lock file already waits for the tree, and is the next one.
+    """
+    waiting = [each for each in flocks() if each.is_waiting]
+    if not waiting:
+        return []  # or the system lists no locks
     found = [identity_at(str(path)) for path in (lock.tree, lock.lock_file)]
     keys = [key_of(each) for each in found if each is not None]
-    holders = {each.key: each.pid for each in listed if not each.is_waiting and each.key in keys}
-    pids = [each.pid for key in keys for each in listed if each.is_waiting and each.key == key]
-    if len(holders) == 2:
-        tree, file = (holders[key] for key in keys)
-        # A process that has the lock file alone is the next one, unless it is a uv that holds the
-        # file for its child, which holds the tree.
-        if file not in ancestry(tree):
-            pids.insert(0, file)
-    return list(dict.fromkeys(pids))
+    return list(dict.fromkeys(each.pid for key in keys for each in waiting if each.key == key))
 
 
 def _advice(holder: Holder | None) -> str:
