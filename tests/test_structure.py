@@ -157,6 +157,7 @@ NAMES = "print(*[name for name in sys.modules if name.partition('.')[0] == 'sour
 
 def test_a_free_with_imports_few_modules_and_nothing_expensive(tree: Path) -> None:
     said = in_a_bare_interpreter(
+        "if sys.version_info < (3, 11): import typing_extensions\n"
         "before = set(sys.modules)\n"
         "from source_tree_lock import source_tree_lock\n"
         f"with source_tree_lock({str(tree)!r}): pass\n"
