@@ -114,7 +114,7 @@ def wait_once(enter: Enter) -> None:
 
 
 def run(*, quick: bool) -> Section:
-    rounds, turns, hold = (1, 4, 1.0) if quick else (5, 12, 10.0)
+    rounds, turns, hold = (1, 4, 1.0) if quick else (5, 12, 8.0)
     with tempfile.TemporaryDirectory() as directory:
         ways = peers(Path(directory))
         waits = {name: partial(cpu_while_waiting, ways[name], hold) for name in PEERS}

@@ -115,7 +115,8 @@ def build_cost(numbers: dict[str, Any]) -> None:
 
 def main() -> None:
     for name, draw in (("concurrent_builds", concurrent_builds), ("builds", build_cost)):
-        draw(json.loads((RESULTS / f"{name}.json").read_text("utf-8"))["numbers"])
+        if (path := RESULTS / f"{name}.json").exists():
+            draw(json.loads(path.read_text("utf-8"))["numbers"])
 
 
 if __name__ == "__main__":

@@ -28,13 +28,14 @@ README = Path(__file__).with_name("README.md")
 
 def write_readme() -> None:
     """Put what is in the results between the markers of the README."""
-    kept = {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in NAMES}
+    paths = [path for name in NAMES if (path := RESULTS / f"{name}.json").exists()]
+    kept = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
     blocks = {name: tables(each) for name, each in kept.items()}
     blocks["machine"] = "\n".join(sorted({f"{each['machine']}." for each in kept.values()}))
     blocks["goals"] = goals([goal for each in kept.values() for goal in each["goals"]])
 
     def block(found: re.Match[str]) -> str:
-        return f"<!-- {found[1]} -->\n\n{blocks[found[1]]}\n\n{found[2]}"
+        return f"<!-- {found[1]} -->\n\n{blocks.get(found[1], 'Not measured yet.')}\n\n{found[2]}"
 
     text = README.read_text("utf-8")
     text = re.sub(r"<!-- (\w+) -->\n.*?(<!-- /\1 -->)", block, text, flags=re.DOTALL)
