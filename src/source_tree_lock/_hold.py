@@ -42,9 +42,18 @@ class Owner:
         return self.who is other.who or (self.thread is other.thread and _has_ended(other.who))
 
 
+def loaded(name: str) -> Any:
+    """A module, if it was imported.
+
+    With the GIL off, ``sys.modules.get`` locks the table: a child that is forked meanwhile would
+    wait indefinitely for a thread that it does not have.
+    """
+    return sys.modules[name] if name in sys.modules else None  # noqa: SIM401
+
+
 def running_task(library: str) -> object:
     """The running task of asyncio or trio; ``None`` if there is none."""
-    module: Any = sys.modules.get("trio.lowlevel" if library == "trio" else library)
+    module = loaded("trio.lowlevel" if library == "trio" else library)
     current_task = getattr(module, "current_task", None)  # it may be half imported
     try:
         return None if current_task is None else current_task()
@@ -54,7 +63,7 @@ def running_task(library: str) -> object:
 
 def _greenlet() -> object:
     """The running greenlet, unless it is the thread's own."""
-    getcurrent: Any = getattr(sys.modules.get("greenlet"), "getcurrent", None)
+    getcurrent: Any = getattr(loaded("greenlet"), "getcurrent", None)
     greenlet = None if getcurrent is None else getcurrent()
     return None if greenlet is None or greenlet.parent is None else greenlet
 

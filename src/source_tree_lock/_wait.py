@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _deadlocks
-from ._hold import running_task
+from ._hold import loaded, running_task
 from ._holder import Holder, Wait, is_info_logged, logger
 from ._kernel_lock import KernelLock
 from ._paths import is_smb, open_lock_file
@@ -218,7 +218,7 @@ def green_sleep() -> Callable[[float], object] | None:
         ("gevent", "gevent.monkey", "is_module_patched", ("threading", "time")),
         ("eventlet", "eventlet.patcher", "is_monkey_patched", ("thread", "time")),
     ):
-        ask: Any = getattr(sys.modules.get(patches), is_patched, None)
+        ask: Any = getattr(loaded(patches), is_patched, None)
         if ask is not None and any(map(ask, names)):
             sleep: Callable[[float], object] = sys.modules[library].sleep
             return sleep
