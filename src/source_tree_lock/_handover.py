@@ -78,7 +78,8 @@ class Outer(NamedTuple):
         if file is None or record is None:
             # Of two holders, the one of the tree: the other one may still wait for it.
             return self.pid == (named[0] if named[1] is None else named[1])
-        if record.token != self.token:
+        # What another host wrote may have been overwritten: a network file system caches it.
+        if record.token != self.token or not record.is_of_this_boot:
             return False
         if named[0] is not None:
             return named[0] == self.pid

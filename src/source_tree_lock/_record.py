@@ -30,12 +30,17 @@ class Record:
         holder: who wrote it.
         token: identifies the hold; a child to which the hold was handed has the same token.
         for_children: whether the holder holds the tree only on behalf of its child processes.
+        is_of_this_boot: whether it was written since this host was booted: on this host, in
+            whatever container.
     """
 
-    def __init__(self, holder: Holder, token: str, for_children: bool) -> None:
+    def __init__(
+        self, holder: Holder, token: str, for_children: bool, is_of_this_boot: bool
+    ) -> None:
         self.holder = holder
         self.token = token
         self.for_children = for_children
+        self.is_of_this_boot = is_of_this_boot
 
     def is_stale(self) -> bool:
         """Whether its writer is known to have ended; that of another host never is."""
@@ -100,11 +105,13 @@ def read_record(path: str) -> Record | None:
     if not isinstance(since, float) or not 0 <= since <= time.time() + 2:  # clocks differ
         since = None
     with guard:
-        is_local = (host, boot or "", found.get("pid_namespace")) == _place(os.getpid())
+        place = _place(os.getpid())
+    is_local = (host, boot or "", found.get("pid_namespace")) == place
+    is_of_this_boot = boot == place[1] if place[1] else host == place[0]
     if user is not None:
         user = user_name(user)
     holder = Holder(pid, program, host, since, user, is_local=is_local)
-    return Record(holder, token, found.get("for_children") is True)
+    return Record(holder, token, found.get("for_children") is True, is_of_this_boot)
 
 
 def _read(path: str, size: int, offset: int) -> bytes:
