@@ -77,11 +77,7 @@ class Tree:
     def __init__(self, given: str) -> None:
         self.lock = None if DIRECTORY is None else KernelLock(given, DIRECTORY)
         try:
-            try:
             self.path = canonical_path(given, None if self.lock is None else self.lock.fileno())
-        except (OSError, ValueError):
-            self.close()
-            raise
         except (OSError, ValueError):
             self.close()
             raise
