@@ -43,18 +43,8 @@ def refused(words: str) -> AbstractContextManager[object]:
     return pytest.raises(RuntimeError, match=rf"^(?!.*to_thread).*{words}")
 
 
-# Waits that cannot end
-
-
-def test_a_plain_entry_while_a_task_of_this_loop_holds_is_refused(tree: Path) -> None:
-    async def main() -> None:
-        async with source_tree_lock(tree):
-            with refused("use `async with`"):
-                await asyncio.create_task(enter_plainly(tree))
-            assert not is_free(tree)
-
-    asyncio.run(main())
-    assert is_free(tree)
+# Waits that cannot end (beside a task that holds: test_owner; two trees of one lock file:
+# test_two_locks)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
@@ -90,19 +80,6 @@ def test_a_plain_entry_beside_a_task_that_waits_in_the_same_loop_is_refused(
 
     with holding(tree, blocked_by) as holder:
         asyncio.run(asyncio.wait_for(main(), LIMIT))
-
-
-def test_two_trees_of_one_lock_file_cannot_be_held_inside_each_other(tree: Path) -> None:
-    def same(path: Path) -> str:
-        return "same"
-
-    with source_tree_lock(tree, digest=same):
-        lock = source_tree_lock(tree.parent, digest=same)
-        with refused("has the same lock file .*a lock file of its own"):
-            lock.acquire()
-        assert in_thread(lambda: lock.acquire(timeout=0.01)) is False  # another thread waits
-    with lock:
-        pass
 
 
 #: Waits, and is interrupted by a handler that enters the same tree. Argument: the tree.

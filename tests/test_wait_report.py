@@ -48,8 +48,14 @@ def messages(caplog: pytest.LogCaptureFixture) -> Messages:
 
 @each_wait
 def test_each_callback_is_called_when_it_is_due(
-    way: str, blocked_by: str, tree: Path, messages: Messages
+    way: str,
+    blocked_by: str,
+    tree: Path,
+    messages: Messages,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert _wait.TICK == 0.25
+    monkeypatch.setattr(_wait, "TICK", 0.1)
     calls: list[tuple[str, Wait]] = []
     where: set[object] = set()
     file = source_tree_lock(tree).lock_file
@@ -62,7 +68,7 @@ def test_each_callback_is_called_when_it_is_due(
                 holder.say()
                 holder.expect("released")
                 wait_until(lambda: not (is_free(tree) and is_free(file)))
-                time.sleep(0.3)  # the next call is due, and nobody is in the way any more
+                time.sleep(0.15)  # the next call is due, and nobody is in the way any more
 
         names = ("on_wait", "while_waiting", "after_wait")
         options: dict[str, Any] = {name: partial(called, name) for name in names}
@@ -74,7 +80,7 @@ def test_each_callback_is_called_when_it_is_due(
     # On a busy machine a call is late, and never early, but for rounding.
     times = [wait.waited for wait in waits]
     assert times == sorted(times)
-    assert all(each >= number * 0.249 for number, each in enumerate(times[:4])), times
+    assert all(each >= number * 0.099 for number, each in enumerate(times[:4])), times
     assert [place[0] for place in where] == [threading.get_ident()]  # type: ignore[index]
     [message] = messages(logging.INFO)
     assert f"(pid {holder.pid}) to leave {tree}" in message

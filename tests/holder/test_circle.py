@@ -27,10 +27,11 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="no kernel's list of locks"),
 ]
 
-#: What is logged is told as well.
+#: What is logged is told as well, and waits are checked earlier than after a second.
 LOGS = """
     import asyncio, logging
-    from source_tree_lock import source_tree_lock
+    from source_tree_lock import _wait, source_tree_lock
+    _wait.CHECK_AFTER = 0.2
     logging.basicConfig(level="WARNING", stream=sys.stdout, format="warned: %(message)s")
 """
 #: Takes a tree, and when it is told so another one inside. Arguments: the two trees.
@@ -142,8 +143,9 @@ def test_a_circle_that_another_program_closes_later_is_found_then(
         ended, "flock", first, "sh", "-c", f"echo held; read word; exec flock '{second}' true"
     )
     ours.say()
+    assert _wait.CHECK_AFTER == 1
     wait_until_blocked(ours.pid)
-    assert ours.is_silent(1.5)  # the first check is over: there is nothing to be seen
+    assert ours.is_silent(0.5)  # the first check is over: there is nothing to be seen
     flock.say()
     assert links(ours.line()) == {(flock.pid, str(one), str(two))}
 
@@ -194,7 +196,6 @@ def test_a_circle_through_a_lock_that_is_not_ours_is_found(
 #: Takes all trees, one inside the other, and checks its waits again and again.
 IN_ONE_ORDER = f"""{LOGS}
     import contextlib, time
-    from source_tree_lock import _wait
     _wait.CHECK_AFTER = 0.01
     tell("held")
     heard()
