@@ -186,7 +186,7 @@ def test_a_wait_for_another_thread_or_task_of_this_process_is_warned_of_once(
     monkeypatch.setattr(_wait, "CHECK_AFTER", 0.1)
     monkeypatch.setattr(_deadlocks, "_WARN_OF_OWN_AFTER", 0.2)
     with pytest.raises(Warned):
-        waits(tree, source_tree_lock(tree, while_waiting=stop))
+        waits(tree, source_tree_lock(tree, timeout=LIMIT, while_waiting=stop))
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert str(tree) in record.getMessage()
