@@ -77,6 +77,7 @@ def install_this(python: Path, wheels: Path) -> None:
 
 def own_wheels(directory: Path) -> Path:
     """This directory, with a wheel of this distribution, alone in `own` too."""
+    directory.mkdir(exist_ok=True)
     # What it needs on Windows alone: Poetry asks for it, and installs it nowhere.
     with zipfile.ZipFile(directory / "portalocker-99-py3-none-any.whl", "w") as wheel:
         metadata = "Metadata-Version: 2.1\nName: portalocker\nVersion: 99\n"
