@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import platform
-import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from projects import archives, content, make_project
 from support import HOLD, LIMIT, Child, wait_until
 
 from .volume import Host, Volume, glusterfs_volume, missing
@@ -56,21 +54,6 @@ TAKE_TURNS = """
                 print("alone" if alone else "not-alone", file=log)
             if alone:
                 os.unlink(f"{tree}/inside")
-    tell("done")
-"""
-
-#: Builds a wheel. Arguments: the tree; where to put the wheel.
-BUILD_WHEEL = """
-    import os, sys
-    from build import ProjectBuilder
-    from source_tree_lock.adapters import locked_runner
-    builder = ProjectBuilder(sys.argv[1], runner=locked_runner())
-    tell("ready")
-    heard()
-    told = os.dup(1)
-    os.dup2(2, 1)  # what setuptools prints is not for the test
-    builder.build("wheel", sys.argv[2])
-    os.dup2(told, 1)
     tell("done")
 """
 
@@ -123,15 +106,6 @@ def volume(session_volume: Volume) -> Volume:
     return session_volume
 
 
-def run_at_once(children: list[Child]) -> None:
-    for child in children:
-        child.expect("ready")
-    for child in children:
-        child.say()
-    for child in children:
-        child.expect("done")
-
-
 def wait_until_blocked(child: Child) -> None:
     """Until a thread of it is in flock(2): /proc/locks lists no waiters of FUSE."""
 
@@ -162,25 +136,14 @@ def test_all_processes_of_both_hosts_get_their_turn_alone(shared: Shared) -> Non
         shared.start(shared.hosts[number % 2], TAKE_TURNS, shared.tree, turns)
         for number in range(processes)
     ]
-    run_at_once(crew)
+    for child in crew:
+        child.expect("ready")
+    for child in crew:
+        child.say()
+    for child in crew:
+        child.expect("done")
     log = (shared.hosts[0].seen(shared.tree) / "log").read_text()
     assert log.split() == ["alone"] * turns * processes
-
-
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_a_waiter_that_is_ended_is_gone_at_once_and_leaves_its_place_to_the_next(
-    shared: Shared, end: signal.Signals
-) -> None:
-    first, second = shared.hosts
-    holder = shared.hold(first)
-    holder.expect("held")
-    impatient, patient = shared.hold(second), shared.hold(second)
-    for waiter in (impatient, patient):
-        wait_until_blocked(waiter)
-    impatient.process.send_signal(end)
-    assert impatient.process.wait(LIMIT) == -end
-    holder.say()
-    patient.expect("held")
 
 
 def test_a_host_that_is_cut_off_loses_the_tree_and_disturbs_nobody_when_it_is_back(
@@ -206,35 +169,23 @@ def test_a_host_that_is_cut_off_loses_the_tree_and_disturbs_nobody_when_it_is_ba
     waiter.expect("written")
 
 
-def test_a_host_that_is_cut_off_while_it_waits_is_told_so(volume: Volume, shared: Shared) -> None:
-    first, second = shared.hosts
-    shared.hold(first).expect("held")
-    waiter = shared.build(second)
-    wait_until_blocked(waiter)
-    second.cut_off()
-    try:
-        told = waiter.line()
-    finally:
-        second.reconnect()
-    assert told.startswith("unavailable:")
-    assert str(shared.lock_dir) in told
-
-
-def test_a_brick_that_is_restarted_ends_the_waits_with_an_error_and_forgets_the_hold(
-    volume: Volume, shared: Shared
+@pytest.mark.parametrize("end", ["it is cut off", "the brick is stopped"])
+def test_a_wait_that_the_file_system_ends_is_an_error_and_lets_nobody_in(
+    end: str, volume: Volume, shared: Shared
 ) -> None:
     first, second = shared.hosts
     shared.hold(first).expect("held")
     waiters = [shared.build(second), shared.build(second, LIMIT)]
     for waiter in waiters:
         wait_until_blocked(waiter)
-    volume.stop_brick()
+    second.cut_off() if end == "it is cut off" else volume.stop_brick()
     told = [waiter.line() for waiter in waiters]
-    volume.start_brick()
+    second.reconnect() if end == "it is cut off" else volume.start_brick()
     for line in told:
         assert line.startswith("unavailable:")
-        assert str(shared.lock_dir) in line
-    shared.hold(second).expect("held")  # though the first host has not let go
+        assert str(volume.path) in line
+    if end == "the brick is stopped":
+        shared.hold(second).expect("held")  # though the first host has not left
 
 
 def test_without_a_shared_lock_directory_both_hosts_get_in_and_are_warned(shared: Shared) -> None:
@@ -245,10 +196,6 @@ def test_without_a_shared_lock_directory_both_hosts_get_in_and_are_warned(shared
         assert "(fuse.glusterfs)" in warning
         assert "SOURCE_TREE_LOCK_DIR" in warning
         build.expect("held")
-
-
-def test_with_a_shared_lock_directory_nobody_is_warned(shared: Shared) -> None:
-    shared.build(shared.hosts[0], LIMIT).expect("held")
 
 
 _HAND_OVER = """
@@ -288,53 +235,3 @@ def test_a_hold_is_handed_to_a_child_process_and_not_to_another_host(shared: Sha
     # As a batch system does it that gives a job's environment to every node. What is read there
     # of the record may be out of date, so that it is not believed.
     shared.start(second, _ENTER_AS_IF_HANDED_OVER, shared.tree, handed_over).expect("kept out")
-
-
-#: Holds a tree under the name that is given with it: the recipe of the README, or the default.
-_HOLD_BY_NAME = """
-    import sys
-    from pathlib import Path, PurePosixPath
-    from source_tree_lock import LockTimeout, cache_digest, source_tree_lock
-
-    def path_on_the_volume(tree: Path) -> str:
-        mount_point = next(path for path in (tree, *tree.parents) if path.is_mount())
-        return cache_digest(PurePosixPath("/", tree.relative_to(mount_point)))
-
-    digest = {"recipe": path_on_the_volume, "default": cache_digest}[sys.argv[2]]
-    try:
-        with source_tree_lock(sys.argv[1], digest=digest, timeout=1):
-            tell("held")
-            heard()
-    except LockTimeout:
-        tell("kept out")
-"""
-
-
-@pytest.mark.parametrize(("digest", "second_gets"), [("recipe", "kept out"), ("default", "held")])
-def test_hosts_that_mount_the_tree_at_different_places_need_a_name_that_they_agree_on(
-    digest: str, second_gets: str, volume: Volume, shared: Shared, tmp_path: Path
-) -> None:
-    first, second = shared.hosts
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    second.run("mount", "--bind", str(volume.path), str(elsewhere))
-    shared.start(first, _HOLD_BY_NAME, shared.tree, digest).expect("held")
-    tree = elsewhere / shared.tree.relative_to(volume.path)
-    shared.start(second, _HOLD_BY_NAME, tree, digest).expect(second_gets)
-
-
-def test_ten_concurrent_builds_from_both_hosts_give_ten_right_wheels(
-    shared: Shared, tmp_path: Path
-) -> None:
-    first = shared.hosts[0]
-    alone = make_project(tmp_path / "alone")
-    make_project(first.seen(shared.tree) / "project")
-    everywhere = [(first, alone, tmp_path / "expected")] + [
-        (shared.hosts[number % 2], shared.tree / "project", tmp_path / f"wheels{number}")
-        for number in range(10)
-    ]
-    builds = [shared.start(host, BUILD_WHEEL, tree, to) for host, tree, to in everywhere]
-    run_at_once(builds)
-    expected, *built = ([content(wheel) for wheel in archives(to)] for _, _, to in everywhere)
-    assert len(expected) == 1
-    assert built == [expected] * 10

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -30,17 +31,11 @@ _IMPATIENT = {
 
 def missing() -> str:
     """What this machine lacks for it; empty if nothing."""
-    if os.name != "posix" or not os.path.isdir("/proc/self/ns"):
-        return "needs Linux"
-    if os.geteuid() != 0:
-        return "needs root, to mount and to make network namespaces"
-    if not os.path.exists("/dev/fuse"):
-        return "needs /dev/fuse"
+    if sys.platform != "linux" or os.geteuid() != 0 or not os.path.exists("/dev/fuse"):
+        return "needs Linux, root and /dev/fuse"
     programs = ("glusterd", "gluster", "glusterfs", "ip", "nsenter", "setpriv", "unshare")
     absent = [program for program in programs if shutil.which(program) is None]
-    if absent:
-        return f"needs {', '.join(absent)} (Debian: glusterfs-server, glusterfs-client, iproute2)"
-    return ""
+    return f"needs {', '.join(absent)}" if absent else ""
 
 
 class Namespaces:
@@ -86,12 +81,7 @@ class Namespaces:
 
 
 class Host(Namespaces):
-    """A host that has mounted the volume.
-
-    Attributes:
-        name: as it calls itself.
-        environ: what is to be set for processes there: its own temporary directory.
-    """
+    """A host that has mounted the volume, with a temporary directory of its own."""
 
     def __init__(self, name: str, temp_dir: Path, stack: ExitStack) -> None:
         super().__init__(name, stack)
@@ -113,12 +103,7 @@ class Host(Namespaces):
 
 
 class Volume:
-    """A volume that is mounted at the same place on two hosts.
-
-    Attributes:
-        path: where that is.
-        hosts: the two.
-    """
+    """A volume that is mounted at the same place, `path`, on two hosts."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.path = directory / "volume"
