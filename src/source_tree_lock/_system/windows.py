@@ -15,7 +15,7 @@ LINKS = False
 #: locks the whole file.
 RECORD_START = 0x10000
 PROC = "?:"  # leads nowhere, while "/proc" would be a directory that any user may have made
-END_COMMAND = "taskkill /F /PID"  # without /F, it asks a window to close
+END_COMMAND = "taskkill /F /T /PID"  # /F: not only windows; /T: its children too, which go on else
 SAFE = getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_BINARY", 0)
 DIRECTORY: int | None = None
 
