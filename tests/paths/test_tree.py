@@ -158,8 +158,9 @@ def test_an_option_that_makes_no_sense_is_an_error_that_says_it(
     temp_dir: Path,
     no_leaks: object,
 ) -> None:
+    arguments: dict[str, Any] = {"path": tree, **options}
     with pytest.raises(error, match=re.escape(message)) as caught:
-        source_tree_lock(**{"path": tree, **options}).acquire()
+        source_tree_lock(**arguments).acquire()
     assert not isinstance(caught.value, SourceTreeLockError)
     assert list(temp_dir.iterdir()) == []
     assert is_free(tree)
