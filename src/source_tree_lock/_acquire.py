@@ -160,10 +160,12 @@ class Entry:
                 self.tree = open_tree(self.path)
             tree = self.tree
             hold = hold_of(tree.identity)
-            if hold is not None and hold.enter_again(self.owner):
-                self.hold = hold
-                tree.close()
-                return True
+            if hold is not None:
+                self.hold = hold  # first, so that an interrupted entry can be left
+                if hold.enter_again(self):
+                    tree.close()
+                    return True
+                self.hold = None
             if self.outer is not None:
                 place = self.outer.inner_place()
             else:
@@ -255,6 +257,7 @@ class Entry:
 
     def _register(self, tree: Tree) -> bool:
         hold = Hold(self.owner, tree, self.file, self.outer, self._token)
+        hold.entries.add(self)
         self.hold = hold  # first, so that an interrupted entry can be left
         if not hold.register():
             # Another owner of this process holds it by a lock file of another name, and trees
@@ -364,9 +367,9 @@ class Entry:
 
     def leave(self) -> None:
         """Leave the tree. Leaving twice does nothing."""
-        hold, self.hold = self.hold, None
-        if hold is not None:
-            hold.leave()
+        if self.hold is not None:
+            self.hold.leave(self)
+            self.hold = None  # last, so that an interrupted attempt can be repeated
 
     def lasts(self) -> bool:
         """Whether it is inside a tree that this process holds."""

@@ -14,6 +14,7 @@ from ._record import blank_record
 from ._system import CAN_HAND_DOWN
 
 if TYPE_CHECKING:
+    from ._acquire import Entry
     from ._handover import Outer
 
 
@@ -87,7 +88,8 @@ class Hold:
         base: path of the lock file of the outermost hold; ``None`` where nobody can have it.
         level: how many holds this one is inside of.
         outer: the hold of an ancestor that this one is inside of.
-        count: how many times its owner has entered and not left.
+        entries: those of its owner that were not left. Leaving one of them twice is harmless, which
+            an interruption of the first attempt may take.
         token: what the record says while the hold lasts; empty where none could be written.
     """
 
@@ -100,7 +102,7 @@ class Hold:
         self.outer = outer
         self.level = 0 if outer is None else outer.level + 1
         self.base = outer.base if outer is not None else None if file is None else file.path
-        self.count = 1
+        self.entries: set[Entry] = set()
         self.token = token
 
     def lasts(self) -> bool:
@@ -113,22 +115,22 @@ class Hold:
         with guard:
             return _holds.setdefault(self.tree.identity, self) is self
 
-    def enter_again(self, owner: Owner) -> bool:
-        """Count one more entry; false if this is another owner's."""
+    def enter_again(self, entry: Entry) -> bool:
+        """Add one more entry; false if this is another owner's."""
         with guard:
-            if not (self.lasts() and owner.may_act_for(self.owner)):
+            if not (self.lasts() and entry.owner.may_act_for(self.owner)):
                 return False
-            self.owner = owner
-            self.count += 1
+            self.owner = entry.owner
+            self.entries.add(entry)
         return True
 
-    def leave(self) -> None:
-        """Leave once. Leaving for the last time releases the kernel locks."""
+    def leave(self, entry: Entry) -> None:
+        """Leave one entry. When all are left, the kernel locks are released."""
         with guard:
             if not self.lasts():
                 return
-            self.count -= 1
-            if self.count:
+            self.entries.discard(entry)
+            if self.entries:
                 return
             del _holds[self.tree.identity]
         try:

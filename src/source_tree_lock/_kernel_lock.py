@@ -110,16 +110,19 @@ class KernelLock:
 
         It unlocks explicitly, so that a child process which inherited the descriptor keeps nothing.
         """
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor < 0 or self._pid != os.getpid():  # the fork closed the child's copy
+        descriptor = self._descriptor
+        if not self.is_open():  # the fork closed the child's copy
             return
+        # Unlocked first: if a signal handler raises in between, nothing stays locked.
         with suppress(OSError):  # closing unlocks as well, unless another process has a copy
             if self.held:
                 _system.unlock(descriptor)
         self.held = False
         with guard, suppress(OSError):  # whatever close(2) reports, the number is free again
-            _open.discard(descriptor)
-            os.close(descriptor)
+            if self._descriptor == descriptor:
+                self._descriptor = -1
+                _open.discard(descriptor)
+                os.close(descriptor)
 
     def __del__(self) -> None:
         self.close()
