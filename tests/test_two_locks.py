@@ -122,6 +122,22 @@ def test_what_was_replaced_during_a_wait_is_locked_anew(
         assert (is_free(lock_file), is_free(tree)) == (False, False)
 
 
+def test_a_tree_that_is_replaced_while_it_is_locked_is_locked_anew(
+    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    real, replaced = _system.try_lock, list[int]()
+
+    def replace_first(descriptor: int) -> bool:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) and not replaced:
+            replaced.append(descriptor)
+            replace_tree(tree, lock_file)
+        return real(descriptor)
+
+    monkeypatch.setattr(_system, "try_lock", replace_first)
+    with source_tree_lock(tree, timeout=0):
+        assert (is_free(lock_file), is_free(tree)) == (False, False)
+
+
 @linux_only
 @pytest.mark.parametrize("wait", KINDS)
 def test_a_tree_that_was_removed_during_a_wait_is_an_error(
