@@ -244,6 +244,32 @@ def test_an_async_generator_may_be_closed_by_another_task(
     assert not is_taken(other)
 
 
+def test_an_async_generator_may_be_closed_while_the_task_that_entered_lives(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
+    async def wheels() -> AsyncGenerator[int, None]:
+        async with source_tree_lock(tree):
+            yield 1
+
+    async def main() -> None:
+        generator, entered, closed = wheels(), anyio.Event(), anyio.Event()
+
+        async def enter() -> None:
+            await generator.__anext__()
+            entered.set()
+            await closed.wait()
+
+        with time_limit():
+            async with anyio.create_task_group() as group:
+                group.start_soon(enter)
+                await entered.wait()
+                await generator.aclose()
+                assert not is_taken(tree)
+                closed.set()
+
+    run(main)
+
+
 def test_an_async_generator_that_is_left_to_the_loop_is_released_with_it(
     tree: Path, no_leaks: object
 ) -> None:
