@@ -152,8 +152,8 @@ def _moves(world: World, rules: Rules) -> Iterator[tuple[str, World]]:
         yield "0: is killed", killed._replace(kills=world.kills - 1)
     # What a child of the first hold believes of the second is a matter of the record.
     if world.deletions and world.holds == 1:
-        changed = {"generation": world.generation + 1, "deletions": world.deletions - 1}
-        yield "the lock file is deleted", world._replace(**changed)
+        deleted = world._replace(generation=world.generation + 1, deletions=world.deletions - 1)
+        yield "the lock file is deleted", deleted
 
 
 def _two_inside(world: World) -> bool:
