@@ -665,14 +665,6 @@ tell(os.environ[{VARIABLE!r}]); heard()
         wait_until(lambda: is_free(lock_file))
 
 
-def test_a_stray_child_with_descriptors_keeps_nothing_locked(tree: Path) -> None:
-    stray = f"subprocess.Popen({hook('heard()', tree)}, close_fds=False)"
-    with Child(FRONTEND, "pass_fds", tree, *hook(stray, tree)) as pipes:
-        assert {pipes.line() for _ in range(3)} == {"here", "done"}
-        assert is_let_in(tree, {})
-        assert is_free(lock_file_of(tree))
-
-
 # Below uv, which hands nothing over
 
 

@@ -34,7 +34,6 @@ _IMAGE = "truncate -s 512M {at}.image && {make} -q {at}.image && mount -o loop {
 _FILE_SYSTEMS = {
     "tmpfs": "mount -t tmpfs none {at}",
     "ext4": _IMAGE.replace("{make}", "mkfs.ext4"),
-    "xfs": _IMAGE.replace("{make}", "mkfs.xfs"),
     "btrfs": _IMAGE.replace("{make}", "mkfs.btrfs"),
     "vfat": "truncate -s 64M {at}.image && mkfs.vfat {at}.image && mount -o loop {at}.image {at}",
     "overlay": "mount -t tmpfs none {at} && cd {at} && mkdir lower upper work && mount -t overlay "
