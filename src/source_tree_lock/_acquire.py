@@ -12,25 +12,11 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
+from . import _paths
 from ._hold import Hold, Owner, hold_of
 from ._holder import Wait, is_info_logged
 from ._kernel_lock import READ_ONLY, Identity, KernelLock, guard, in_child
-from ._paths import (
-    INFO,
-    RESTARTS,
-    AnyPath,
-    Digest,
-    Place,
-    Tree,
-    inner_lock_files,
-    log_once,
-    open_lock_file,
-    open_tree,
-    place_of,
-    replaced_too_often,
-    try_lock,
-    warn_if_shared,
-)
+from ._paths import AnyPath, Digest, Place, Tree
 from ._record import blank_record, write_record
 from .errors import REFUSED, LockTimeout, LockUnavailable, NoLockFile, advice_for, unavailable
 
@@ -87,6 +73,7 @@ class Entry:
         outer: the hold of an ancestor that this entry is inside of.
         looks_for_outer: whether to look for one before the next wait.
         blocked_by: what could not be locked; ``None`` if the only way is to try again.
+        blocked_below: path of the lock file of an inner hold that lasts.
     """
 
     def __init__(
@@ -105,7 +92,7 @@ class Entry:
         self.outer: Outer | None = None
         self.looks_for_outer = True
         self.blocked_by: KernelLock | None = None
-        self._blocked_below: str | None = None
+        self.blocked_below: str | None = None
         self._no_file: NoLockFile | None = None
         self._token = ""
         self._waiting: Waiting | None = None
@@ -151,13 +138,13 @@ class Entry:
             if self._waiting is not None:
                 self._waiting.stop()
             if self.hold is None or not self.hold.lasts():
-                self._close()
+                self.close()
 
     def _attempt(self) -> bool:
         """Enter if that is possible without waiting."""
-        for _ in range(RESTARTS):
+        for _ in range(_paths.RESTARTS):
             if self.tree is None or not self.tree.is_open():
-                self.tree = open_tree(self.path)
+                self.tree = _paths.open_tree(self.path)
             tree = self.tree
             hold = hold_of(tree.identity)
             if hold is not None:
@@ -169,7 +156,7 @@ class Entry:
             if self.outer is not None:
                 place = self.outer.inner_place()
             else:
-                place = place_of(tree.path, self.request.digest, self.request.lock_dir)
+                place = _paths.place_of(tree.path, self.request.digest, self.request.lock_dir)
             self.place = place
             if self._try_locks(tree, place):
                 if self._is_in_place(tree):
@@ -177,17 +164,17 @@ class Entry:
                 self.outer, self.looks_for_outer = None, True
             elif not self.looks_for_outer or not self.find_outer():
                 return False
-            self._close()
-        raise replaced_too_often(self.lock_file)
+            self.close()
+        raise _paths.replaced_too_often(self.lock_file)
 
     def _try_locks(self, tree: Tree, place: Place) -> bool:
         """Take the lock file and the tree, and check that nobody is inside a hold that is over."""
-        self.blocked_by = self._blocked_below = None
+        self.blocked_by = self.blocked_below = None
         if not self._try_file(place):
             return False
         if self.outer is None or not self.outer.has_tree:
             if self.file is not None:
-                warn_if_shared(tree, self.file)
+                _paths.warn_if_shared(tree, self.file)
             self.blocked_by = tree.lock
             if not tree.try_lock():
                 return False
@@ -205,8 +192,8 @@ class Entry:
         if self.file is not None and self.file.path != place.path:
             self._close_file()  # during the wait, the path began to lead to another tree
         try:
-            self.file = self.file or open_lock_file(place)
-            if not try_lock(self.file):
+            self.file = self.file or _paths.open_lock_file(place)
+            if not _paths.try_lock(self.file):
                 with guard:
                     from ._queue import try_again
                 self.file = try_again(self.file)
@@ -231,14 +218,14 @@ class Entry:
             return True
         outer = self.outer
         base, level = (self.file.path, 1) if outer is None else (outer.base or "", outer.level + 2)
-        for path in inner_lock_files(base, level):
+        for path in _paths.inner_lock_files(base, level):
             try:
                 inner = KernelLock(path, READ_ONLY)
             except OSError:
                 continue  # nobody could lock it
             try:
-                if not try_lock(inner):
-                    self._blocked_below = path
+                if not _paths.try_lock(inner):
+                    self.blocked_below = path
                     return False
             finally:
                 inner.close()
@@ -252,7 +239,7 @@ class Entry:
             return self.file.is_in_place() and (self.outer is None or self.outer.lasts())
         if is_info_logged():
             what = "Source tree %r is locked by itself alone, which uv does not see: %s."
-            log_once(INFO, what, tree.path, str(self._no_file))
+            _paths.log_once(_paths.INFO, what, tree.path, str(self._no_file))
         return True
 
     def _register(self, tree: Tree) -> bool:
@@ -297,15 +284,6 @@ class Entry:
         assert self.place is not None
         return self.place.path
 
-    @property
-    def awaited(self) -> tuple[str | None, Identity | None]:
-        """What is waited for: the lock file, the tree, or both if it may be either."""
-        if self._blocked_below is not None:
-            return self._blocked_below, None
-        # While the lock file is ours, it says nothing of others.
-        file = None if self.file is not None and self.file.held else self.lock_file
-        return file, None if self.outer is not None and self.outer.has_tree else self.identity
-
     def find_outer(self) -> bool:
         """Whether this process turns out to be inside the hold of an ancestor."""
         self.looks_for_outer = False
@@ -317,42 +295,16 @@ class Entry:
             return self.outer is not None
         return False
 
-    def is_elsewhere(self) -> bool:
-        """Whether the path leads to another tree by now."""
-        return self.tree is not None and not self.tree.is_in_place()
-
-    def release_blocked(self) -> None:
-        """Close what could not be locked: the thread of the queue has its own descriptor."""
-        if self.blocked_by is self.file:
-            self._close()
-        elif self.tree is not None:
-            self.tree.close()
-
-    def adopt(self, lock: KernelLock | None) -> None:
-        """Take over the lock that the thread of the queue was granted."""
-        if lock is None or self.tree is None:
-            return
-        if self.blocked_by is not self.tree.lock:
-            self.file = lock
-        elif lock.identity == self.identity:
-            self.tree.lock = lock
-        else:
-            lock.close()  # another directory is there now
-
     def timed_out(self) -> LockTimeout:
         """The error for an entry whose time is up."""
         with guard:
-            from ._proc import find_holder
+            from ._wait import timed_out
 
-        holder = find_holder(*self.awaited)
-        waited = time.monotonic() - self.started
-        held = f"held by {holder or 'an unknown process'}"
-        message = f"waited {waited:.1f} s for source tree {self.tree_path!r}, {held}"
-        return LockTimeout(message, tree=self.tree_path, waited=waited, holder=holder)
+        return timed_out(self)
 
     # Leaving
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Close what is open and not held."""
         if self.tree is not None:
             self.tree.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ._digest import posix_digest
 from ._hold import Hold, all_holds, hold_of
 from ._holder import Holder, logger
-from ._kernel_lock import guard, in_child
+from ._kernel_lock import Identity, guard, in_child
 from ._proc import Flock, Key, ancestry, flocks, identity_at, key_of, open_paths, program_of
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ def remove_waiting(entry: Entry) -> None:
     """Forget an entry that does not wait any more."""
     with guard:
         _waiting.discard(entry)
+
+
+def awaited_by(entry: Entry) -> tuple[str | None, Identity | None]:
+    """The lock file and the tree that an entry waits for; ``None`` for one that it does not."""
+    if entry.blocked_below is not None:
+        return entry.blocked_below, None
+    # While the lock file is ours, it says nothing of others.
+    file = None if entry.file is not None and entry.file.held else entry.lock_file
+    return file, None if entry.outer is not None and entry.outer.has_tree else entry.identity
 
 
 # Waits that cannot end
@@ -196,7 +205,7 @@ class _Waits:
         for each in listed:
             for pid in ancestry(each.pid) if each.is_waiting else ():
                 self._awaited.setdefault(pid, []).append(each.key)
-        file, tree = entry.awaited
+        file, tree = awaited_by(entry)
         found = [None if file is None else identity_at(file), tree]
         self.wanted = [key_of(each) for each in found if each is not None]
         self._tree = repr(entry.tree_path)

@@ -14,20 +14,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from . import _proc
 from ._hold import HELD_VARIABLE
 from ._kernel_lock import Identity
 from ._paths import Place, inner_lock_file, inner_lock_files
-from ._proc import (
-    ancestry,
-    flocks,
-    identity_at,
-    is_held,
-    kernel_holders,
-    open_paths,
-    program_of,
-    runs_us_in,
-)
-from ._record import read_record
 from .errors import LockUnavailable
 
 
@@ -73,8 +63,8 @@ class Outer(NamedTuple):
         """
         file = None if self.base is None else inner_lock_file(self.base, self.level)
         tree = self.tree if self.level == 0 and self.has_tree else None
-        named = kernel_holders(None if file is None else identity_at(file), tree)
-        record = read_record(file) if file is not None and self.token else None
+        named = _proc.kernel_holders(None if file is None else _proc.identity_at(file), tree)
+        record = _proc.read_record(file) if file is not None and self.token else None
         if file is None or record is None:
             # Of two holders, the one of the tree: the other one may still wait for it.
             return self.pid == (named[0] if named[1] is None else named[1])
@@ -85,7 +75,7 @@ class Outer(NamedTuple):
             return named[0] == self.pid
         # The record of a process that has died says nothing: uv, which writes none, may have the
         # lock by now.
-        return not record.is_stale() and is_held(file)
+        return not record.is_stale() and _proc.is_held(file)
 
 
 def find_outer(tree: Identity, place: Place) -> Outer | None:
@@ -115,29 +105,29 @@ def _held_by_ancestors(tree: Identity, place: Place) -> Iterator[Outer]:
     """Holds of ancestors on behalf of their children, by the kernel's list or their records."""
     name = os.path.basename(place.path)
     pattern = re.compile(rf"{re.escape(name.removesuffix('.lock'))}(?:\.(\d+))?\.lock")
-    holders = {each.pid for each in flocks() if not each.is_waiting}
+    holders = {each.pid for each in _proc.flocks() if not each.is_waiting}
     own = {place.path, *inner_lock_files(place.path, 1)}
-    for pid in ancestry()[1:]:
+    for pid in _proc.ancestry()[1:]:
         # Its temp directory may be another one: the file that counts is the one that it has open.
-        theirs = [path for _, path in open_paths(pid)] if pid in holders else []
+        theirs = [path for _, path in _proc.open_paths(pid)] if pid in holders else []
         for path in own.union(theirs):
             match = pattern.fullmatch(os.path.basename(path))
             if match is None or _holder_of(path) != pid:
                 continue
             level = int(match[1] or 0)
             base = os.path.join(os.path.dirname(path), name)
-            record = read_record(path)
+            record = _proc.read_record(path)
             if record is not None and record.holder.pid == pid and record.for_children:
                 yield Outer(tree, base, level, pid, record.token)
-            elif level == 0 and program_of(pid) == "uv" and runs_us_in(pid, tree):
+            elif level == 0 and _proc.program_of(pid) == "uv" and _proc.runs_us_in(pid, tree):
                 # uv hands nothing over, but it locks the tree on behalf of the hook.
                 yield Outer(tree, base, level, pid, "", has_tree=False)
 
 
 def _holder_of(path: str) -> int | None:
-    named = kernel_holders(identity_at(path))[0]
+    named = _proc.kernel_holders(_proc.identity_at(path))[0]
     if named is None:
-        record = read_record(path)
-        if record is not None and record.holder.is_local and is_held(path):
+        record = _proc.read_record(path)
+        if record is not None and record.holder.is_local and _proc.is_held(path):
             return record.holder.pid
     return named

@@ -18,18 +18,30 @@ if TYPE_CHECKING:
     from ._handover import Outer
 
 
+class Thread:
+    """Stands for one thread. Unlike a thread's number, it is never used again."""
+
+
+class _Here(threading.local):
+    def __init__(self) -> None:
+        self.thread = Thread()
+
+
+_here = _Here()
+
+
 class Owner:
     """Who entered a tree: the running task, else the greenlet, else the thread.
 
     Attributes:
         who: the task, greenlet or thread.
-        thread: the thread in which it runs. Unlike its number, the object is never used again.
+        thread: the thread in which it runs.
     """
 
     __slots__ = ("thread", "who")
 
     def __init__(self) -> None:
-        self.thread = threading.current_thread()
+        self.thread = _here.thread
         self.who: Any = (
             running_task("asyncio") or running_task("trio") or _greenlet() or self.thread
         )

@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from . import _system, errors
 from ._digest import cache_digest, canonical_digest
 from ._holder import logger
 from ._kernel_lock import (
@@ -22,26 +23,7 @@ from ._kernel_lock import (
     is_unsupported,
     leads_to,
 )
-from ._system import (
-    DIRECTORY,
-    LINKS,
-    PROC,
-    canonical_path,
-    let_everybody_lock,
-    others_may_delete,
-    refuse_link,
-    temp_dir,
-)
-from .errors import (
-    MAKE_LOCK_FILE,
-    OPEN_LOCK_FILE,
-    OPEN_TREE,
-    REFUSED,
-    LockUnavailable,
-    NoLockFile,
-    advice_for,
-    unavailable,
-)
+from .errors import LockUnavailable, NoLockFile, advice_for, unavailable
 
 #: What may name a source tree or a directory.
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -75,9 +57,11 @@ class Tree:
     """
 
     def __init__(self, given: str) -> None:
-        self.lock = None if DIRECTORY is None else KernelLock(given, DIRECTORY)
+        self.lock = None if _system.DIRECTORY is None else KernelLock(given, _system.DIRECTORY)
         try:
-            self.path = canonical_path(given, None if self.lock is None else self.lock.fileno())
+            self.path = _system.canonical_path(
+                given, None if self.lock is None else self.lock.fileno()
+            )
         except (OSError, ValueError):
             self.close()
             raise
@@ -102,7 +86,7 @@ class Tree:
             return try_lock(self.lock)
         except OSError as error:
             if not is_unsupported(error):
-                raise unavailable(error, self.path, advice_for(error, REFUSED)) from error
+                raise unavailable(error, self.path, advice_for(error, errors.REFUSED)) from error
         self.close()
         self.lock = None
         return True
@@ -149,7 +133,7 @@ def open_tree(path: AnyPath) -> Tree:
     except NotADirectoryError as error:
         raise NotADirectoryError(error.errno, "a source tree is a directory, not", given) from error
     except OSError as error:
-        raise unavailable(error, given, advice_for(error, OPEN_TREE)) from error
+        raise unavailable(error, given, advice_for(error, errors.OPEN_TREE)) from error
     except ValueError as error:
         raise ValueError(f"not the path of a source tree: {given!r} ({error})") from error
 
@@ -187,7 +171,7 @@ def place_of(tree: str, digest: Digest, lock_dir: AnyPath | None) -> Place:
             "each working directory would have its own locks"
         )
     try:
-        directory = named or temp_dir()
+        directory = named or _system.temp_dir()
     except OSError as error:
         what = "the system names no directory for the lock file; set SOURCE_TREE_LOCK_DIR"
         raise unavailable(error, error.filename, what) from error
@@ -232,7 +216,7 @@ def _checked_digest(digest: Digest, tree: str) -> str:
 
 def _warn_if_others_may_delete(directory: str) -> None:
     with suppress(OSError):  # opening the lock file reports what is wrong
-        if others_may_delete(os.stat(directory)):
+        if _system.others_may_delete(os.stat(directory)):
             log_once(
                 WARNING,
                 "Lock directory %r may be written by others and is not sticky: they can delete "
@@ -302,14 +286,14 @@ def _unavailable(place: Place, error: OSError, *, is_missing: bool) -> LockUnava
     kind = LockUnavailable
     if is_missing and not place.is_required and error.errno not in _OUR_OWN_LIMITS:
         kind = NoLockFile
-    hints = MAKE_LOCK_FILE if is_missing else OPEN_LOCK_FILE
+    hints = errors.MAKE_LOCK_FILE if is_missing else errors.OPEN_LOCK_FILE
     return unavailable(error, place.path, advice_for(error, hints), kind)
 
 
 def _open_existing(path: str) -> KernelLock:
     # Without O_CREAT: with fs.protected_regular, the kernel refuses that for another user's file
     # in a sticky directory, though it may be locked (proc_sys_fs(5)).
-    refuse_link(path)
+    _system.refuse_link(path)
     try:
         lock = KernelLock(path, READ_WRITE)
     except OSError as error:
@@ -333,7 +317,7 @@ def _create(path: str) -> None:
         FileExistsError: another process was faster.
         OSError: it cannot be made.
     """
-    if LINKS:
+    if _system.LINKS:
         # In the same directory: a link does not lead to another file system.
         part = os.path.join(os.path.dirname(path), f"uv-setuptools-{os.urandom(8).hex()}.part")
         try:
@@ -356,7 +340,7 @@ def _make(path: str) -> None:
     lock = KernelLock(path, _CREATE)
     try:
         with suppress(OSError):  # vfat has no modes
-            let_everybody_lock(lock.fileno())
+            _system.let_everybody_lock(lock.fileno())
     finally:
         lock.close()
 
@@ -413,7 +397,7 @@ def _file_system_of(device: int) -> str:
 @cache
 def _read_file_system(device: int) -> str:
     """The type of a device's file system (Linux); empty where it is unknown."""
-    with suppress(OSError), open(f"{PROC}/self/mountinfo", "rb") as mounts:
+    with suppress(OSError), open(f"{_system.PROC}/self/mountinfo", "rb") as mounts:
         number = b"%d:%d" % (os.major(device), os.minor(device))
         for mount in mounts:
             if mount.split(b" ", 3)[2] == number:

@@ -6,16 +6,18 @@ Where there is no /proc, less is known; nothing here fails because of that.
 from __future__ import annotations
 
 import errno
+import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from . import _system
-from ._holder import Holder, as_name, this_host
-from ._kernel_lock import READ_ONLY, Identity, KernelLock, identity_of, is_unsupported, leads_to
+from . import _kernel_lock, _system
+from ._holder import LETTERS, LONGEST_NAME, Holder, as_name, this_host
+from ._kernel_lock import READ_ONLY, Identity, KernelLock, guard, identity_of, leads_to
 from ._paths import inner_lock_files, try_lock
-from ._record import read_record
+from ._record import SIZE, place, read
 from ._system import DIRECTORY, PROC
 from .errors import REFUSED, advice_for, unavailable
 
@@ -74,6 +76,60 @@ def kernel_holders(*identities: Identity | None) -> list[int | None]:
     """The process that the kernel names as holder of each; ``None`` where it names none."""
     holders = {each.key: each.pid for each in flocks() if not each.is_waiting}
     return [holders.get(key_of(each)) if each and holders else None for each in identities]
+
+
+# The records
+
+
+class Record:
+    """What the record of one lock file says, checked for form only.
+
+    Attributes:
+        holder: who wrote it.
+        token: identifies the hold; a child to which the hold was handed has the same token.
+        for_children: whether the holder holds the tree only on behalf of its child processes.
+        is_of_this_boot: whether it was written since this host was booted: on this host, in
+            whatever container.
+    """
+
+    def __init__(
+        self, holder: Holder, token: str, for_children: bool, is_of_this_boot: bool
+    ) -> None:
+        self.holder = holder
+        self.token = token
+        self.for_children = for_children
+        self.is_of_this_boot = is_of_this_boot
+
+    def is_stale(self) -> bool:
+        """Whether its writer is known to have ended; that of another host never is."""
+        return self.holder.is_local and not _system.is_alive(self.holder.pid)
+
+
+def read_record(path: str) -> Record | None:
+    """The record in the lock file at ``path``; ``None`` if there is no well-formed one."""
+    try:
+        found = json.loads(read(path, SIZE, _system.RECORD_START))
+        pid, token, since = found["pid"], found["token"], found.get("since")
+        names = [found.get(name) for name in ("program", "host", "boot", "user")]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    if type(pid) is not int or not 0 < pid < 2**31 or not _is_name(token):
+        return None
+    program, host, boot, user = (name if _is_name(name) else None for name in names)
+    if not isinstance(since, float) or not 0 <= since <= time.time() + 2:  # clocks differ
+        since = None
+    with guard:
+        here = place(os.getpid())
+    is_local = (host, boot or "", found.get("pid_namespace")) == here
+    is_of_this_boot = boot == here[1] if here[1] else host == here[0]
+    if user is not None:
+        user = _system.user_name(user)
+    holder = Holder(pid, program, host, since, user, is_local=is_local)
+    return Record(holder, token, found.get("for_children") is True, is_of_this_boot)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and LETTERS.issuperset(value)
 
 
 # Who holds a tree
@@ -140,7 +196,7 @@ def is_held(path: str, *, flags: int = READ_ONLY) -> bool:
     except (BlockingIOError, FileNotFoundError):
         return False  # a lease is no lock; it was removed just now
     except OSError as error:
-        if is_unsupported(error) or error.errno == errno.ENAMETOOLONG:
+        if _kernel_lock.is_unsupported(error) or error.errno == errno.ENAMETOOLONG:
             return False
         what = f"cannot determine whether it is locked: {advice_for(error, REFUSED)}"
         raise unavailable(error, path, what) from error

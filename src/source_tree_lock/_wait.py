@@ -22,7 +22,7 @@ from ._paths import is_smb, open_lock_file
 from ._proc import find_holder
 from ._queue import Turn, join
 from ._system import DIRECTORY, HAS_QUEUE, SAFE
-from .errors import NoLockFile
+from .errors import LockTimeout, NoLockFile
 
 if TYPE_CHECKING:
     from ._acquire import Entry, Request
@@ -133,7 +133,7 @@ class Waiting:
             # The lock directory is gone, and the tree alone may serve; or the tree is gone, and the
             # next attempt says so, unless the path leads to another one by now.
             with suppress(NoLockFile, FileNotFoundError, NotADirectoryError):
-                self._entry.adopt(turn.take())
+                self._adopt(turn.take())
         finally:
             turn.leave()
 
@@ -166,8 +166,24 @@ class Waiting:
             open_lock = partial(KernelLock, path, SAFE | (DIRECTORY or 0))
         turn = join(path, open_lock, loop)
         if turn is not None:
-            entry.release_blocked()  # a thousand waiters cost no descriptors
+            # The thread has its own descriptor: a thousand waiters cost no more.
+            if lock is entry.file:
+                entry.close()
+            elif entry.tree is not None:
+                entry.tree.close()
         return turn
+
+    def _adopt(self, lock: KernelLock | None) -> None:
+        """Take over the lock that the thread of the queue was granted."""
+        tree = self._entry.tree
+        if lock is None or tree is None:
+            return
+        if self._entry.blocked_by is not tree.lock:
+            self._entry.file = lock
+        elif lock.identity == tree.identity:
+            tree.lock = lock
+        else:
+            lock.close()  # another directory is there now
 
     def _seconds(self, longest: float) -> float:
         """Seconds until something is due, ``longest`` at most."""
@@ -193,7 +209,9 @@ class Waiting:
             waited = now - report.started
             is_warned = _deadlocks.warn_of_deadlock(self._entry, waited)
             report.next_check = math.inf if is_warned else now + max(CHECK_AFTER, waited)
-            tries_again = self._entry.find_outer() or self._entry.is_elsewhere()
+            tree = self._entry.tree
+            is_elsewhere = tree is not None and not tree.is_in_place()
+            tries_again = self._entry.find_outer() or is_elsewhere
         if request.is_silent and not report.is_warned and now - report.started >= WARN_AFTER:
             report.is_warned = True
             self._holder = self._find_holder()
@@ -209,7 +227,16 @@ class Waiting:
         return Wait(entry.tree_path, entry.lock_file, self._holder, waited)
 
     def _find_holder(self) -> Holder | None:
-        return find_holder(*self._entry.awaited)
+        return find_holder(*_deadlocks.awaited_by(self._entry))
+
+
+def timed_out(entry: Entry) -> LockTimeout:
+    """The error for an entry whose time is up."""
+    holder = find_holder(*_deadlocks.awaited_by(entry))
+    waited = time.monotonic() - entry.started
+    held = f"held by {holder or 'an unknown process'}"
+    message = f"waited {waited:.1f} s for source tree {entry.tree_path!r}, {held}"
+    return LockTimeout(message, tree=entry.tree_path, waited=waited, holder=holder)
 
 
 def green_sleep() -> Callable[[float], object] | None:

@@ -11,7 +11,7 @@ import pytest
 from support import LIMIT, WITHOUT_ROOTS_RIGHTS, Child, is_free
 
 from source_tree_lock import Holder, source_tree_lock
-from source_tree_lock._record import Record, read_record
+from source_tree_lock._proc import Record, read_record
 
 from .crowd import a_record, awaited_holder, flock_1, linux_only, mounted, record_of, root_only
 
