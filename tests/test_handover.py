@@ -453,7 +453,7 @@ def test_what_is_not_true_of_a_hold_is_not_believed(
     if not kernel_names:  # as on macOS, and on btrfs and overlays
         if "pid" in change:
             pytest.skip("whoever has the token was handed the hold")
-        monkeypatch.setattr("source_tree_lock._handover.kernel_holders", _nobody)
+        monkeypatch.setattr("source_tree_lock._proc.kernel_holders", _nobody)
     with Child(HAND_OVER, tree) as holder:
         entry = entry_of(json.loads(holder.line()))
         monkeypatch.setenv(VARIABLE, json.dumps([{**entry, **change}]))
@@ -469,7 +469,7 @@ def test_where_the_kernel_names_nobody_the_writer_of_the_record_has_to_live(
     tree: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """Its token outlives it, while somebody like uv, who writes no record, has the lock."""
-    monkeypatch.setattr("source_tree_lock._handover.kernel_holders", _nobody)
+    monkeypatch.setattr("source_tree_lock._proc.kernel_holders", _nobody)
     with ExitStack() as stack:
         holder = stack.enter_context(Child(HAND_OVER, tree))
         monkeypatch.setenv(VARIABLE, json.loads(holder.line())[VARIABLE])

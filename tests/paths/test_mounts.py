@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from source_tree_lock import LockUnavailable, _paths, source_tree_lock
+from source_tree_lock import LockUnavailable, _paths, _system, source_tree_lock
 
 Mount = Callable[[str], None]
 
@@ -25,7 +25,7 @@ def mount(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     device = tree.stat().st_dev
     mounts = tmp_path / "proc" / "self" / "mountinfo"
     mounts.parent.mkdir(parents=True)
-    monkeypatch.setattr(_paths, "PROC", str(tmp_path / "proc"))
+    monkeypatch.setattr(_system, "PROC", str(tmp_path / "proc"))
     _paths._read_file_system.cache_clear()
 
     def write(kind: str) -> None:
