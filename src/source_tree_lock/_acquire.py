@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import _paths
 from ._hold import Hold, Owner, hold_of
@@ -18,36 +18,30 @@ from ._holder import Wait, is_info_logged
 from ._kernel_lock import READ_ONLY, Identity, KernelLock, guard, in_child
 from ._paths import AnyPath, Digest, Place, Tree
 from ._record import blank_record, write_record
-from .errors import REFUSED, LockTimeout, LockUnavailable, NoLockFile, advice_for, unavailable
+from .errors import REFUSED, LockTimeout, LockUnavailable, NoLockFile, unavailable
 
 if TYPE_CHECKING:
     from ._handover import Outer
     from ._wait import Pause, Report, Waiting
 
 
-class Request:
+class Request(NamedTuple):
     """How a tree is entered. The arguments are those of `SourceTreeLock`.
 
     Attributes:
         for_children: whether the tree is held only on behalf of child processes.
     """
 
-    def __init__(
-        self,
-        digest: Digest,
-        lock_dir: AnyPath | None,
-        on_wait: Callable[[Wait], object] | None,
-        while_waiting: Callable[[Wait], object] | None,
-        after_wait: Callable[[Wait], object] | None,
-        for_children: bool,
-    ) -> None:
-        self.digest = digest
-        self.lock_dir = lock_dir
-        self.on_wait = on_wait
-        self.while_waiting = while_waiting
-        self.after_wait = after_wait
-        self.is_silent = on_wait is None and while_waiting is None and after_wait is None
-        self.for_children = for_children
+    digest: Digest
+    lock_dir: AnyPath | None
+    on_wait: Callable[[Wait], object] | None
+    while_waiting: Callable[[Wait], object] | None
+    after_wait: Callable[[Wait], object] | None
+    for_children: bool
+
+    def callbacks(self) -> tuple[object, ...]:
+        """The three callbacks."""
+        return self.on_wait, self.while_waiting, self.after_wait
 
 
 #: What has been said of the waits of each owner, by tree: a loop of short attempts is one wait.
@@ -207,7 +201,7 @@ class Entry:
         except LockUnavailable:
             raise
         except OSError as error:
-            raise unavailable(error, place.path, advice_for(error, REFUSED)) from error
+            raise unavailable(error, place.path, REFUSED) from error
 
     def _is_free_below(self) -> bool:
         """Whether nobody is inside a hold that was handed over and has ended since.

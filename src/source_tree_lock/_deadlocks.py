@@ -20,25 +20,8 @@ _WARN_OF_OWN_AFTER = 4.0
 
 #: The entries of this process that wait; used under `guard`. It is weak: a task that is dropped
 #: while it waits must not be kept by its entry.
-_waiting: weakref.WeakSet[Entry] = weakref.WeakSet()
-
-
-@in_child
-def _forget_waiting() -> None:
-    global _waiting
-    _waiting = weakref.WeakSet()
-
-
-def add_waiting(entry: Entry) -> None:
-    """Remember that an entry waits."""
-    with guard:
-        _waiting.add(entry)
-
-
-def remove_waiting(entry: Entry) -> None:
-    """Forget an entry that does not wait any more."""
-    with guard:
-        _waiting.discard(entry)
+waiting: weakref.WeakSet[Entry] = weakref.WeakSet()
+in_child(waiting.clear)
 
 
 def awaited_by(entry: Entry) -> tuple[str | None, Identity | None]:
@@ -80,7 +63,9 @@ def refuse_endless_wait(entry: Entry, *, is_green: bool) -> None:
                 f"a task of this thread holds source tree {tree!r}, and could not go on while the "
                 "thread waits; use `async with` here"
             )
-    if not entry.is_async and any(_would_block(entry, each) for each in _all_waiting()):
+    with guard:
+        others = list(waiting)
+    if not entry.is_async and any(_would_block(entry, each) for each in others):
         raise RuntimeError(
             f"this thread already waits for source tree {tree!r}, in a task or in code that was "
             "interrupted, which could not go on while it waits here; use `async with` here"
@@ -96,11 +81,6 @@ def _hold_in_the_way(entry: Entry) -> Hold | None:
             if each.file is not None and each.file.identity == lock.identity:
                 return each
     return hold
-
-
-def _all_waiting() -> list[Entry]:
-    with guard:
-        return list(_waiting)
 
 
 def _would_block(entry: Entry, other: Entry) -> bool:

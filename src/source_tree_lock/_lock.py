@@ -56,7 +56,7 @@ FROM_ENVIRONMENT = FromEnvironment()
 
 #: The keyword arguments of `SourceTreeLock`, for functions that pass them on. Written as a call,
 #: because the annotations of a class would be compiled one by one at each import.
-LockOptions = TypedDict(
+LockOptions = TypedDict(  # noqa: UP013
     "LockOptions",
     {
         "timeout": float | FromEnvironment | None,

@@ -23,7 +23,7 @@ from ._kernel_lock import (
     is_unsupported,
     leads_to,
 )
-from .errors import LockUnavailable, NoLockFile, advice_for, unavailable
+from .errors import LockUnavailable, NoLockFile, unavailable
 
 #: What may name a source tree or a directory.
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -86,7 +86,7 @@ class Tree:
             return try_lock(self.lock)
         except OSError as error:
             if not is_unsupported(error):
-                raise unavailable(error, self.path, advice_for(error, errors.REFUSED)) from error
+                raise unavailable(error, self.path, errors.REFUSED) from error
         self.close()
         self.lock = None
         return True
@@ -133,7 +133,7 @@ def open_tree(path: AnyPath) -> Tree:
     except NotADirectoryError as error:
         raise NotADirectoryError(error.errno, "a source tree is a directory, not", given) from error
     except OSError as error:
-        raise unavailable(error, given, advice_for(error, errors.OPEN_TREE)) from error
+        raise unavailable(error, given, errors.OPEN_TREE) from error
     except ValueError as error:
         raise ValueError(f"not the path of a source tree: {given!r} ({error})") from error
 
@@ -263,17 +263,10 @@ def open_lock_file(place: Place) -> KernelLock:
                 os.makedirs(directory)
             except OSError as error:
                 # What existed may be gone by now; then try again.
-                if not isinstance(error, FileExistsError) or _is_no_directory(directory):
+                is_gone = isinstance(error, FileExistsError) and not os.path.isfile(directory)
+                if not is_gone or os.path.islink(directory):
                     raise _unavailable(place, error, is_missing=True) from error
     raise replaced_too_often(place.path)
-
-
-def _is_no_directory(path: str) -> bool:
-    """Whether something else than a directory is at a path, by one look: it may be removed."""
-    with suppress(OSError):
-        mode = os.lstat(path).st_mode
-        return not stat.S_ISDIR(mode) and not (stat.S_ISLNK(mode) and os.path.isdir(path))
-    return False
 
 
 def replaced_too_often(path: str) -> LockUnavailable:
@@ -287,7 +280,7 @@ def _unavailable(place: Place, error: OSError, *, is_missing: bool) -> LockUnava
     if is_missing and not place.is_required and error.errno not in _OUR_OWN_LIMITS:
         kind = NoLockFile
     hints = errors.MAKE_LOCK_FILE if is_missing else errors.OPEN_LOCK_FILE
-    return unavailable(error, place.path, advice_for(error, hints), kind)
+    return unavailable(error, place.path, hints, kind)
 
 
 def _open_existing(path: str) -> KernelLock:

@@ -19,7 +19,7 @@ from ._kernel_lock import READ_ONLY, Identity, KernelLock, guard, identity_of, l
 from ._paths import inner_lock_files, try_lock
 from ._record import SIZE, place, read
 from ._system import DIRECTORY, PROC
-from .errors import REFUSED, advice_for, unavailable
+from .errors import unavailable
 
 #: Device and inode as the kernel writes them.
 Key = bytes
@@ -81,7 +81,7 @@ def kernel_holders(*identities: Identity | None) -> list[int | None]:
 # The records
 
 
-class Record:
+class Record(NamedTuple):
     """What the record of one lock file says, checked for form only.
 
     Attributes:
@@ -92,13 +92,10 @@ class Record:
             whatever container.
     """
 
-    def __init__(
-        self, holder: Holder, token: str, for_children: bool, is_of_this_boot: bool
-    ) -> None:
-        self.holder = holder
-        self.token = token
-        self.for_children = for_children
-        self.is_of_this_boot = is_of_this_boot
+    holder: Holder
+    token: str
+    for_children: bool
+    is_of_this_boot: bool
 
     def is_stale(self) -> bool:
         """Whether its writer is known to have ended; that of another host never is."""
@@ -198,8 +195,7 @@ def is_held(path: str, *, flags: int = READ_ONLY) -> bool:
     except OSError as error:
         if _kernel_lock.is_unsupported(error) or error.errno == errno.ENAMETOOLONG:
             return False
-        what = f"cannot determine whether it is locked: {advice_for(error, REFUSED)}"
-        raise unavailable(error, path, what) from error
+        raise unavailable(error, path, "cannot determine whether it is locked") from error
 
 
 def identity_at(path: str) -> Identity | None:

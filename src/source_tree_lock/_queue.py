@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ._kernel_lock import KernelLock, guard, in_child
 from ._paths import RESTARTS, replaced_too_often, try_lock
 from ._system import block_signals
-from .errors import REFUSED, LockUnavailable, advice_for, unavailable
+from .errors import REFUSED, LockUnavailable, unavailable
 
 if TYPE_CHECKING:
     import asyncio
@@ -181,7 +181,7 @@ class Queue:
             except LockUnavailable:
                 raise
             except OSError as error:
-                raise unavailable(error, lock.path, advice_for(error, REFUSED)) from error
+                raise unavailable(error, lock.path, REFUSED) from error
             finally:
                 if not is_in_place:
                     with guard:  # the error keeps this frame, and so the lock

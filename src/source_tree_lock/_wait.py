@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import _deadlocks
 from ._hold import loaded, running_task
 from ._holder import Holder, Wait, is_info_logged, logger
-from ._kernel_lock import KernelLock
+from ._kernel_lock import KernelLock, guard
 from ._paths import is_smb, open_lock_file
 from ._proc import find_holder
 from ._queue import Turn, join
@@ -75,15 +75,11 @@ class Report:
 
     def __init__(self, request: Request, started: float) -> None:
         self.holder: Holder | None = None
-        self.callbacks = request.on_wait, request.while_waiting, request.after_wait
+        self.callbacks = request.callbacks()
         self.started = started
         self.next_tick = started + TICK
         self.next_check = started + CHECK_AFTER
         self.is_warned = False
-
-    def is_same(self, other: Report) -> bool:
-        """Whether another attempt goes on with this wait."""
-        return (self.holder, self.callbacks) == (other.holder, other.callbacks)
 
 
 class Waiting:
@@ -100,11 +96,15 @@ class Waiting:
         """Refuse a wait that cannot end; else report it, once in a loop of short attempts."""
         self._is_begun = True
         entry, request = self._entry, self._entry.request
-        _deadlocks.add_waiting(entry)
+        with guard:
+            _deadlocks.waiting.add(entry)
         _deadlocks.refuse_endless_wait(entry, is_green=green_sleep() is not None)
         report, before = self._report, entry.reports.get(entry.identity)
         self._holder = report.holder = self._find_holder()
-        if before is not None and before.is_same(report):
+        if before is not None and (before.holder, before.callbacks) == (
+            report.holder,
+            report.callbacks,
+        ):
             self._report = before
             return
         entry.reports[entry.identity] = report
@@ -139,7 +139,8 @@ class Waiting:
 
     def stop(self) -> None:
         """The entry does not wait any more, whether it got the tree or not."""
-        _deadlocks.remove_waiting(self._entry)
+        with guard:
+            _deadlocks.waiting.discard(self._entry)
 
     def end(self) -> None:
         """The tree is held: report that the wait is over."""
@@ -191,7 +192,7 @@ class Waiting:
         due = [report.next_check]
         if entry.request.while_waiting is not None:
             due.append(report.next_tick)
-        if entry.request.is_silent and not report.is_warned:
+        if not any(entry.request.callbacks()) and not report.is_warned:
             due.append(report.started + WARN_AFTER)
         if entry.deadline is not None:
             due.append(entry.deadline)
@@ -212,7 +213,11 @@ class Waiting:
             tree = self._entry.tree
             is_elsewhere = tree is not None and not tree.is_in_place()
             tries_again = self._entry.find_outer() or is_elsewhere
-        if request.is_silent and not report.is_warned and now - report.started >= WARN_AFTER:
+        if (
+            not any(request.callbacks())
+            and not report.is_warned
+            and now - report.started >= WARN_AFTER
+        ):
             report.is_warned = True
             self._holder = self._find_holder()
             logger().warning("%s", self._wait())

@@ -44,13 +44,6 @@ class NoLockFile(LockUnavailable):
     """There is no lock file, and nobody can make one in the directory that is used by default."""
 
 
-def unavailable(
-    error: OSError, path: str, what: str, kind: type[LockUnavailable] = LockUnavailable
-) -> LockUnavailable:
-    """The `LockUnavailable` for an error of the system: ``what`` failed, and what to do."""
-    return kind(error.errno or errno.EIO, f"{what} ({error.strerror or error})", path)
-
-
 # What failed and what to do, by the system's answer; 0 is for all other answers
 
 _ELSEWHERE = "name another directory with lock_dir or SOURCE_TREE_LOCK_DIR"
@@ -102,6 +95,20 @@ REFUSED = {
 }
 
 
-def advice_for(error: OSError, table: dict[int, str]) -> str:
-    """What failed and what to do, by one of the tables."""
-    return table.get(error.errno or 0, table[0])
+def unavailable(
+    error: OSError,
+    path: str,
+    what: str | dict[int, str],
+    kind: type[LockUnavailable] = LockUnavailable,
+) -> LockUnavailable:
+    """The `LockUnavailable` for an error of the system.
+
+    Args:
+        error: the error.
+        path: what cannot be locked.
+        what: what failed and what to do, or one of the tables of that.
+        kind: the class of the new error.
+    """
+    if not isinstance(what, str):
+        what = what.get(error.errno or 0, what[0])
+    return kind(error.errno or errno.EIO, f"{what} ({error.strerror or error})", path)
