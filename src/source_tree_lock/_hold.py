@@ -161,11 +161,7 @@ class Hold:
 
 #: What this process holds, by device and inode of the tree; used under `guard`.
 _holds: dict[Identity, Hold] = {}
-
-
-@in_child
-def _forget_holds() -> None:
-    _holds.clear()
+in_child(_holds.clear)
 
 
 def all_holds() -> list[Hold]:

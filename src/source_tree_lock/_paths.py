@@ -58,10 +58,9 @@ class Tree:
 
     def __init__(self, given: str) -> None:
         self.lock = None if _system.DIRECTORY is None else KernelLock(given, _system.DIRECTORY)
+        descriptor = None if self.lock is None else self.lock.fileno()
         try:
-            self.path = _system.canonical_path(
-                given, None if self.lock is None else self.lock.fileno()
-            )
+            self.path = _system.canonical_path(given, descriptor)
         except (OSError, ValueError):
             self.close()
             raise

@@ -195,11 +195,7 @@ class Queue:
 
 #: The queues of this process by the path of their lock.
 _queues: dict[str, Queue] = {}
-
-
-@in_child
-def _forget_queues() -> None:
-    _queues.clear()
+in_child(_queues.clear)
 
 
 def join(
