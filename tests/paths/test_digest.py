@@ -6,19 +6,17 @@ import json
 import os
 import sys
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import pytest
-from support import LIMIT, Child, own_mounts, uv_build, write_project
+from support import LIMIT, uv_build, write_project
 
 from source_tree_lock import cache_digest, source_tree_lock
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 UNIX = json.loads((VECTORS / "uv_cache_digest.json").read_text("utf-8"))
 WINDOWS = json.loads((VECTORS / "uv_cache_digest_windows.json").read_text("utf-8"))
-
-
-def test_no_vector_is_missing() -> None:
-    assert (len(UNIX), len(WINDOWS)) == (34, 19)
+assert (len(UNIX), len(WINDOWS)) == (34, 19)
 
 
 @pytest.mark.parametrize(("path", "digest"), UNIX)
@@ -75,36 +73,17 @@ def test_a_real_uv_build_leaves_the_lock_file_that_we_name(
     assert source_tree_lock(tree).lock_file == lock_file
 
 
-#: Mounts a file system at two places, and tells by which name its tree is locked in each: by the
-#: recipe in `cluster/README.md`, and without it.
-_TWO_PLACES = """
-    import subprocess, sys
-    from pathlib import Path, PurePosixPath
-    from source_tree_lock import cache_digest, source_tree_lock
-
-    def path_on_the_shared_file_system(tree: Path) -> str:
-        mount_point = next(path for path in (tree, *tree.parents) if path.is_mount())
-        return cache_digest(PurePosixPath("/", tree.relative_to(mount_point)))
-
-    here, there = sys.argv[1:]
-    subprocess.run(["mount", "-t", "tmpfs", "shared", here], check=True)
-    subprocess.run(["mount", "--bind", here, there], check=True)
-    Path(here, "projects", "a").mkdir(parents=True)
-    for digest in (path_on_the_shared_file_system, cache_digest):
-        names = {
-            source_tree_lock(Path(place, "projects", "a"), digest=digest).lock_file.name
-            for place in (here, there)
-        }
-        tell(len(names))
-"""
-
-
 def test_a_tree_has_one_name_wherever_it_is_mounted_when_the_digest_is_of_its_path_there(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = [tmp_path / "here", tmp_path / "there"]
-    for place in places:
-        place.mkdir()
-    with Child(_TWO_PLACES, *places, prefix=own_mounts()) as child:
-        child.expect("1")
-        child.expect("2")
+    """By the recipe in `cluster/README.md`."""
+    readme = Path(__file__).parents[1].joinpath("cluster", "README.md").read_text("utf-8")
+    recipe: dict[str, Any] = {}
+    exec(readme.partition("```python\n")[2].partition("\n\n\nwith ")[0], recipe)
+    trees = [tmp_path / place / "projects" / "a" for place in ("here", "there")]
+    for tree in trees:
+        tree.mkdir(parents=True)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.parent == tmp_path)
+    for digest, count in ((recipe["path_on_the_shared_file_system"], 1), (cache_digest, 2)):
+        names = {source_tree_lock(tree, digest=digest).lock_file.name for tree in trees}
+        assert len(names) == count
