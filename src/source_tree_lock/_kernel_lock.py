@@ -57,7 +57,11 @@ class KernelLock:
         with guard:
             self._descriptor = os.open(path, flags, MODE)
             _open.add(self._descriptor)
-        self.status = os.fstat(self._descriptor)
+        try:
+            self.status = os.fstat(self._descriptor)
+        except OSError:
+            self.close()  # now: the traceback of the error keeps this object
+            raise
         self.identity: Identity = (self.status.st_dev, self.status.st_ino)
 
     def is_open(self) -> bool:
