@@ -81,8 +81,8 @@ class Project:
         }
 
     def write_setup(self, before: str = "", more: str = "") -> None:
-        text = before + "\n" + _SETUP.format(more=more, extensions=self._extensions)
-        (self.tree / "setup.py").write_text(text)
+        setup = _SETUP.format(more=more, extensions=self._extensions)
+        (self.tree / "setup.py").write_text(f"{before}\n{setup}")
 
     def die_at(self, output: str, how: str) -> None:
         """Have the compiler or linker leave half of this and end so."""

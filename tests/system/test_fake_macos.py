@@ -72,45 +72,20 @@ def test_macos_lets_in_who_has_the_token_while_the_tree_is_locked(
         assert not lock.lock_file.name.endswith(".1.lock")
 
 
-@pytest.mark.parametrize(
-    ("answer", "lives"), [(None, True), (PermissionError(), True), (ProcessLookupError(), False)]
-)
-def test_macos_asks_kill_whether_a_process_lives(
-    answer: OSError | None, lives: bool, macos: MacOS, monkeypatch: pytest.MonkeyPatch
+def test_macos_has_a_temporary_directory_for_each_user_and_prefers_tmpdir(
+    macos: MacOS, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-
-    def kill(pid: int, number: int) -> None:
-        asked.append((pid, number))
-        if answer is not None:
-            raise answer
-
-    monkeypatch.setattr(os, "kill", kill)
-    assert macos.module("_system").is_alive(4711) is lives
-    assert asked == [(4711, 0)]
-
-
-@pytest.mark.parametrize(
-    ("confstr", "expected"),
-    [
+    confstr: Callable[[int], str | None]
+    for confstr, expected in (
         (lambda name: {65537: "/var/folders/zz/T/"}[name], "/var/folders/zz/T"),
         (lambda name: None, "/tmp"),  # POSIX: a name that is known and has no value
-        (lambda name: os.close(-1), "/tmp"),
-    ],
-    ids=["known", "without a value", "failing"],
-)
-def test_macos_has_a_temporary_directory_for_each_user_and_prefers_tmpdir(
-    confstr: Callable[[int], str | None],
-    expected: str,
-    macos: MacOS,
-    tree: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "confstr", confstr)
-    monkeypatch.setenv("TMPDIR", "/set/by/hand")
-    assert macos.lock(tree).lock_file.parent == Path("/set/by/hand")
-    monkeypatch.delenv("TMPDIR")
-    assert macos.lock(tree).lock_file.parent == Path(expected)
+        (lambda name: os.ttyname(-1), "/tmp"),
+    ):
+        monkeypatch.setattr(os, "confstr", confstr)
+        monkeypatch.setenv("TMPDIR", "/set/by/hand")
+        assert macos.lock(tree).lock_file.parent == Path("/set/by/hand")
+        monkeypatch.delenv("TMPDIR")
+        assert macos.lock(tree).lock_file.parent == Path(expected)
 
 
 def test_macos_gives_each_name_the_case_that_it_has_on_disk(

@@ -12,6 +12,7 @@ from modulefinder import ModuleFinder
 from pathlib import Path
 
 import pytest
+import typing_extensions
 from bare import SOURCE
 from support import LIMIT, is_free
 
@@ -67,61 +68,36 @@ def holds_a_tree(tree: Path, *command: object) -> None:
 def test_a_zipapp_can_lock(tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(SOURCE, source / SOURCE.name, ignore=shutil.ignore_patterns("__pycache__"))
-    if sys.version_info < (3, 11):
-        import typing_extensions
-
-        shutil.copy(typing_extensions.__file__, source)
+    shutil.copy(typing_extensions.__file__, source)  # which older Pythons need
     (source / "program.py").write_text(PROGRAM)
     archive = tmp_path / "program.pyz"
     zipapp.create_archive(source, archive, main="program:main")
     holds_a_tree(tmp_path / "tree", sys.executable, "-I", "-S", archive, tmp_path / "tree")
 
 
-#: How each makes a program of `program.py` in the working directory, and runs it: `{bin}` has the
-#: programs of an environment with the library, `{site}` its modules, `{python}` runs it.
-FREEZERS = {
-    "pyinstaller --onedir": (
-        "{bin}/pyinstaller --onedir --log-level ERROR program.py",
-        "dist/program/program",
-    ),
-    "pyinstaller --onefile": (
-        "{bin}/pyinstaller --onefile --log-level ERROR program.py",
-        "dist/program",
-    ),
-    "cx_Freeze": (
-        "{bin}/cxfreeze --script program.py build_exe --build-exe dist",
-        "dist/program",
-    ),
+#: How each makes a program of `program.py` in the working directory, and how it is run: `{bin}` has
+#: the programs of an environment with the library, `{site}` its modules, `{python}` runs it.
+FREEZERS: dict[str, tuple[str, ...]] = {
+    "pyinstaller": ("{bin}/pyinstaller --onefile --log-level ERROR program.py", "dist/program"),
+    "cx_Freeze": ("{bin}/cxfreeze --script program.py build_exe --build-exe dist", "dist/program"),
     "shiv": (
-        (
-            "mkdir packed; cp -r {site}/source_tree_lock program.py packed; {bin}/shiv "
-            "--site-packages packed -e program:main -o p.pyz"
-        ),
+        "mkdir packed; cp -r {site}/source_tree_lock program.py packed",
+        "{bin}/shiv --site-packages packed -e program:main -o p.pyz",
         "{python} p.pyz",
     ),
     "pex": (
-        (
-            "mkdir sources; cp program.py sources; {bin}/pex source-tree-lock -D sources "
-            "--venv-repository {bin}/.. -m program:main -o p.pex"
-        ),
+        "mkdir sources; cp program.py sources",
+        "{bin}/pex source-tree-lock -D sources --venv-repository {bin}/.. -m program:main -o p.pex",
         "{python} p.pex",
     ),
 }
 
 
-def sh(command: str, cwd: Path) -> str:
-    """What a command prints, which must end well."""
-    done = subprocess.run(
-        ["sh", "-ec", command],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-    )
+def sh(command: str, cwd: Path) -> None:
+    """Run a command, which must end well."""
+    run = ["sh", "-ec", f"exec < /dev/null 2>&1; {command}"]
+    done = subprocess.run(run, cwd=cwd, stdout=subprocess.PIPE, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +107,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if not (project / "pyproject.toml").exists():
         pytest.skip("the project of the library is not beside its tests")
     directory = tmp_path_factory.mktemp("freezers")
-    sh(
-        f"{sys.executable} -m venv . && bin/python -m pip install -q {shlex.quote(str(project))}",
-        directory,
-    )
+    install = f"bin/python -m pip install -q {shlex.quote(str(project))}"
+    sh(f"{sys.executable} -m venv . && {install}", directory)
     [site] = directory.glob("lib/python*/site-packages")
     return {"bin": f"{directory}/bin", "site": str(site), "python": sys.executable}
 
@@ -143,20 +117,17 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("freezer", FREEZERS)
 def test_a_frozen_program_can_lock(
-    freezer: str,
-    long_run: bool,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    freezer: str, long_run: bool, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     if not long_run:
         pytest.skip("only with --long: it installs and runs a whole freezer")
     names = request.getfixturevalue("environment")
-    sh(f"{names['bin']}/python -m pip install -q {freezer.partition(' ')[0]}", tmp_path)
+    monkeypatch = request.getfixturevalue("monkeypatch")
+    sh(f"{names['bin']}/python -m pip install -q {freezer}", tmp_path)
     for variable in ("SHIV_ROOT", "PEX_ROOT", "PYINSTALLER_CONFIG_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "cache"))
-    make, program = FREEZERS[freezer]
+    *make, program = FREEZERS[freezer]
     (tmp_path / "program.py").write_text(PROGRAM)
-    sh(make.format(**names), tmp_path)
+    sh("; ".join(make).format(**names), tmp_path)
     monkeypatch.chdir(tmp_path)
     holds_a_tree(tmp_path / "tree", *program.format(**names).split(), tmp_path / "tree")

@@ -8,14 +8,13 @@ from __future__ import annotations
 import _thread
 import asyncio
 import os
-import queue
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -45,70 +44,40 @@ COUNT = """
             time.sleep(0.02)
             os.unlink(inside)
     tell("done")
-"""
-
-#: Tells whether it can get in at once.
-TRY = """
-    import sys
-    from source_tree_lock import source_tree_lock
-    tell(source_tree_lock(sys.argv[1]).acquire(blocking=False))
-"""
-
-#: Builds a wheel of its first argument into its second.
-BUILD = """
-    import sys
-    from build import ProjectBuilder
-    from source_tree_lock.adapters import locked_runner
-    tell("ready")
     heard()
-    ProjectBuilder(sys.argv[1], runner=locked_runner()).build("wheel", sys.argv[2])
-    tell("done")
 """
+
 
 #: A build that says in files where it is, and waits for one: `go`.
 SETUP = f"""
-    import sys, time
-    from pathlib import Path
+    import os, sys, time
     from setuptools import setup
 
-    here = Path(__file__).parent
     if "bdist_wheel" in sys.argv:
-        (here / "building").write_text("released" if (here / "released").exists() else "held")
+        with open("building", "w") as file:
+            file.write("released" if os.path.exists("released") else "held")
         deadline = time.monotonic() + {LIMIT}
-        while not (here / "go").exists():
+        while not os.path.exists("go"):
             if time.monotonic() > deadline:
                 raise SystemExit("nobody said go")
             time.sleep(0.01)
     setup(name="sample", version="1.0", py_modules=["sample"])
     if "bdist_wheel" in sys.argv:
-        (here / "built").touch()
+        open("built", "w").close()
 """
 
 
 class WindowsChild(Child):
-    """A child whose lines a thread reads, because select(2) takes no pipes here."""
-
-    def __init__(self, script: str, *arguments: object, **options: object) -> None:
-        super().__init__(script, *arguments, **options)  # type: ignore[arg-type]
-        self._lines: queue.Queue[bytes] = queue.Queue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
-        self._lines.put(b"")
+    """A child whose lines are read at once, because select(2) takes no pipes here."""
 
     def line(self, seconds: float = LIMIT) -> str:
-        line = self._lines.get(timeout=seconds)
+        assert self.process.stdout is not None
+        limit = threading.Timer(seconds, self.process.kill)
+        limit.start()
+        line = self.process.stdout.readline()
+        limit.cancel()
         assert line, f"the child ended with {self.process.wait(LIMIT)}"
         return line.decode().rstrip("\r\n")
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.process.kill()
-        self._reader.join(LIMIT)
-        super().__exit__(*exc_info)
 
 
 @pytest.fixture
@@ -119,69 +88,35 @@ def holder(tree: Path) -> Iterator[WindowsChild]:
         yield child
 
 
-def run_at_once(children: list[WindowsChild]) -> None:
-    for child in children:
-        child.expect("ready")
-    for child in children:
-        child.say()
-    for child in children:
-        while child.line() != "done":
-            pass  # what setuptools prints
-
-
 # Between processes
 
 
 @pytest.mark.parametrize("is_handed_over", [False, True], ids=["strangers", "of one hold"])
 def test_processes_are_never_inside_at_once(is_handed_over: bool, tree: Path) -> None:
     with ExitStack() as stack:
-        environ = {}
-        if is_handed_over:
-            environ = stack.enter_context(source_tree_lock(tree)).environ
-        children = [WindowsChild(COUNT, tree, environ=environ) for _ in range(3)]
-        run_at_once([stack.enter_context(child) for child in children])
+        environ = stack.enter_context(source_tree_lock(tree)).environ if is_handed_over else {}
+        children = [
+            stack.enter_context(WindowsChild(COUNT, tree, environ=environ)) for _ in range(3)
+        ]
+        for word in ("ready", "done"):
+            for child in children:
+                child.expect(word)
+            for child in children:
+                child.say()
 
 
-def test_concurrent_builds_give_complete_wheels(tree: Path, tmp_path: Path) -> None:
-    pytest.importorskip("build")
-    (tree / "setup.py").write_text("import setuptools; setuptools.setup(name='sample')\n")
-    (tree / "sample").mkdir()
-    modules = {f"sample/module{number}.py": b"number = %d\n" % number for number in range(10)}
-    for name, source in modules.items():
-        (tree / name).write_bytes(source)
-    with ExitStack() as stack:
-        children = [WindowsChild(BUILD, tree, tmp_path / f"output{number}") for number in range(3)]
-        run_at_once([stack.enter_context(child) for child in children])
-    wheels = list(tmp_path.glob("output*/*.whl"))
-    assert len(wheels) == 3
-    for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
-            content = {name: archive.read(name) for name in archive.namelist()}
-        assert {name: content.pop(name) for name in modules} == modules
-        others = {name.rpartition("/")[2] for name in content}
-        assert others == {"METADATA", "RECORD", "WHEEL", "top_level.txt"}
-
-
-def test_a_wait_ends_when_the_holder_leaves(tree: Path, holder: WindowsChild) -> None:
+def test_the_record_names_the_holder_until_it_leaves_and_a_wait_ends(
+    tree: Path, holder: WindowsChild
+) -> None:
     told = []
 
     def let_go(wait: Wait) -> None:
         told.append(wait.holder)
         holder.say()
 
-    with source_tree_lock(tree, on_wait=let_go):
-        holder.expect("released")
-    assert [each and each.pid for each in told] == [holder.pid]
-
-
-def test_a_timeout_names_the_holder(tree: Path, holder: WindowsChild) -> None:
     with pytest.raises(LockTimeout, match=rf"python\.exe \(pid {holder.pid}\)"):
         source_tree_lock(tree, timeout=0.1).acquire()
-    assert not source_tree_lock(tree).acquire(blocking=False)
-
-
-def test_the_record_can_be_read_while_the_file_is_locked(tree: Path, holder: WindowsChild) -> None:
-    lock = source_tree_lock(tree)
+    lock = source_tree_lock(tree, on_wait=let_go)
     found = lock.holder()
     assert found is not None
     assert (found.pid, found.host) == (holder.pid, os.environ["COMPUTERNAME"])
@@ -189,8 +124,9 @@ def test_the_record_can_be_read_while_the_file_is_locked(tree: Path, holder: Win
     with lock.lock_file.open("rb") as file:
         file.seek(0x10000)
         assert file.read(1) == b"{"
-    holder.say()
-    holder.expect("released")
+    with lock:
+        holder.expect("released")
+    assert told == [found]
     assert lock.holder() is None
 
 
@@ -207,7 +143,12 @@ def test_a_killed_holder_keeps_nobody_out(tree: Path, holder: WindowsChild) -> N
 
 def test_a_child_enters_the_hold_that_was_handed_to_it_while_that_lasts(tree: Path) -> None:
     def tries(environ: dict[str, str]) -> str:
-        with WindowsChild(TRY, tree, environ=environ) as child:
+        script = """
+            import sys
+            from source_tree_lock import source_tree_lock
+            tell(source_tree_lock(sys.argv[1]).acquire(blocking=False))
+        """
+        with WindowsChild(script, tree, environ=environ) as child:
             return child.line()
 
     script = """
@@ -241,31 +182,18 @@ def test_threads_exclude_each_other_and_one_enters_again_what_it_holds(
     assert not is_taken(tree)
 
 
-def timed_out(tree: Path) -> None:
-    assert not source_tree_lock(tree).acquire(timeout=0.1)
-
-
-def cancelled(tree: Path) -> None:
-    async def main() -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(source_tree_lock(tree).__aenter__(), 0.1)
-
-    asyncio.run(main())
-
-
-def interrupted(tree: Path) -> None:
+def test_a_wait_that_was_given_up_leaves_nothing_open(tree: Path, holder: WindowsChild) -> None:
     def interrupt(_: object) -> None:
         threading.Timer(0.05, _thread.interrupt_main).start()
 
+    async def cancelled() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(source_tree_lock(tree).__aenter__(), 0.1)
+
+    assert not source_tree_lock(tree).acquire(timeout=0.1)
+    asyncio.run(cancelled())
     with pytest.raises(KeyboardInterrupt):
         source_tree_lock(tree, on_wait=interrupt).acquire()
-
-
-@pytest.mark.parametrize("wait", [timed_out, cancelled, interrupted])
-def test_a_wait_that_was_given_up_leaves_nothing_open(
-    wait: Callable[[Path], None], tree: Path, holder: WindowsChild
-) -> None:
-    wait(tree)
     holder.kill()
     source_tree_lock(tree).lock_file.unlink()
 
@@ -321,28 +249,20 @@ def test_a_lock_directory_is_made_or_is_an_error(tree: Path, tmp_path: Path) -> 
         lock.acquire()
 
 
-@pytest.mark.parametrize(
-    ("path", "error"),
-    [
-        ("missing", FileNotFoundError),
-        ("", FileNotFoundError),
-        ("Q:\\missing", FileNotFoundError),
-        ("file", NotADirectoryError),
-        ("NUL", NotADirectoryError),
-        ("a\0b", ValueError),
-    ],
-)
 def test_a_path_that_is_no_tree_is_an_error_and_leaves_nothing(
-    path: str,
-    error: type[Exception],
-    tmp_path: Path,
-    temp_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, temp_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(error):
-        source_tree_lock(path).acquire()
+    errors = {
+        FileNotFoundError: ("missing", "", "Q:\\missing"),
+        NotADirectoryError: ("file", "NUL"),
+        ValueError: ("a\0b",),
+    }
+    for error, paths in errors.items():
+        for path in paths:
+            with pytest.raises(error):
+                source_tree_lock(path).acquire()
     assert list(temp_dir.iterdir()) == []
 
 
@@ -350,34 +270,26 @@ def test_a_path_that_is_no_tree_is_an_error_and_leaves_nothing(
 
 
 def command_line(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "source_tree_lock", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    command = [sys.executable, "-m", "source_tree_lock", *map(str, arguments)]
+    nothing = subprocess.DEVNULL
+    return subprocess.run(command, stdin=nothing, capture_output=True, text=True, timeout=LIMIT)
 
 
-def test_status_tells_free_from_held(tree: Path) -> None:
-    assert command_line("status", tree).returncode == 0
-    with source_tree_lock(tree):
-        held = command_line("status", tree)
-    assert held.returncode == 1, held.stderr
-    assert f"(pid {os.getpid()})" in held.stdout
-
-
-def test_a_command_runs_under_the_lock_and_is_handed_it(tree: Path) -> None:
+def test_the_command_tells_free_from_held_and_hands_the_lock_to_what_it_runs(tree: Path) -> None:
     script = textwrap.dedent("""
         import sys
         from source_tree_lock import source_tree_lock
         lock = source_tree_lock(sys.argv[1])
         sys.exit(7 if lock.holder() and lock.acquire(blocking=False) else 8)
     """)
+    assert command_line("status", tree).returncode == 0
     ended = command_line("run", tree, "--", sys.executable, "-c", script, tree)
     assert ended.returncode == 7, ended.stderr
     with source_tree_lock(tree):
+        held = command_line("status", tree)
         kept_out = command_line("run", "--timeout", "0.1", tree, "--", sys.executable, "-c", "")
+    assert held.returncode == 1, held.stderr
+    assert f"(pid {os.getpid()})" in held.stdout
     assert kept_out.returncode == 75, kept_out.stderr
 
 
@@ -386,10 +298,9 @@ def test_a_command_runs_under_the_lock_and_is_handed_it(tree: Path) -> None:
 
 @pytest.fixture(scope="module")
 def uv() -> str:
-    found = os.environ.get("UV_EXE") or shutil.which("uv")
-    if not found:
-        pytest.skip("there is no uv.exe: UV_EXE does not name it, and PATH does not lead to it")
-    return found
+    if found := os.environ.get("UV_EXE") or shutil.which("uv"):
+        return found
+    pytest.skip("there is no uv.exe: UV_EXE does not name it, and PATH does not lead to it")
 
 
 class UvBuild:
@@ -398,44 +309,30 @@ class UvBuild:
     def __init__(self, uv: str, tree: Path, output: Path) -> None:
         (tree / "setup.py").write_text(textwrap.dedent(SETUP))
         (tree / "sample.py").touch()
+        output.mkdir()
         command = [uv, "build", "--wheel", "--no-build-isolation", "--offline", "--no-config", "-v"]
         command += ["--no-python-downloads", "--python", sys.executable]
         command += ["--cache-dir", str(output / "cache"), "--out-dir", str(output), str(tree)]
-        self.tree, self.output = tree, output
-        self.told: list[str] = []
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        self._waits = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.told.append(line.decode(errors="replace"))
-            if "Waiting to acquire" in self.told[-1] and "uv-setuptools-" in self.told[-1]:
-                self._waits.set()
+        self._tree, self._output, self._said = tree, output, output / "said"
+        with self._said.open("wb") as said:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=said)
 
     def expect_to_wait(self) -> None:
-        assert self._waits.wait(LIMIT), "".join(self.told)
+        wait = re.compile(rb"Waiting to acquire.*uv-setuptools-")
+        wait_until(lambda: bool(wait.search(self._said.read_bytes())), LIMIT)
 
     def expect_a_wheel(self) -> None:
-        status = self.process.wait(LIMIT)
-        self._reader.join(LIMIT)
-        assert status == 0, "".join(self.told)
-        assert [path.name for path in self.output.glob("*.whl")] == ["sample-1.0-py3-none-any.whl"]
+        assert self._process.wait(LIMIT) == 0, self._said.read_bytes()
+        wheels = [path.name for path in self._output.glob("*.whl")]
+        assert wheels == ["sample-1.0-py3-none-any.whl"]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        (self.tree / "go").touch()  # a build outlives a killed uv
-        self.process.kill()
-        self.process.wait(LIMIT)
-        self._reader.join(LIMIT)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        (self._tree / "go").touch()  # a build outlives a killed uv
+        self._process.kill()
+        self._process.wait(LIMIT)
 
 
 @pytest.mark.parametrize("name", ["Tree of two words", "Bäume-木-\N{DECIDUOUS TREE}"])
