@@ -7,25 +7,13 @@ import re
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
-from support import LIMIT, Child, held_elsewhere, is_free, wait_until, wait_until_blocked
+from support import LIMIT, Child, held_elsewhere, wait_until
 
-from source_tree_lock import source_tree_lock
-
-from .driver import (
-    COMMAND,
-    LEADERS,
-    NOTE,
-    Terminal,
-    both_free,
-    linux_only,
-    noted,
-    python,
-    wait_for_the_pids,
-)
+from . import driver
+from .driver import COMMAND, LEADERS, NOTE, Terminal, both_free, noted, python
 
 either_way = pytest.mark.parametrize("leader", LEADERS.values(), ids=LEADERS)
 
@@ -39,23 +27,21 @@ def test_ctrl_c_at_the_terminal_reaches_the_command_exactly_once(
     leader: list[str], tree: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-
-    def is_last(name: str) -> bool:
-        return noted(log)[-1:] == [name]
-
+    expected: list[str] = []
     with Terminal(*leader, *COMMAND, "run", tree, "--", *python(NOTE, log)) as terminal:
-        pid, wrapper = wait_for_the_pids(log)
+        pid, wrapper = driver.wait_for_the_pids(log)
         for key, name in (("\x03", "SIGINT"), ("\x1c", "SIGQUIT")):
             # Else a second copy could come so soon that the kernel makes one of the two.
             os.kill(wrapper, signal.SIGSTOP)
             terminal.type(key)
-            wait_until(partial(is_last, name))
+            expected.append(name)
+            wait_until(lambda: noted(log) == expected)
             os.kill(wrapper, signal.SIGCONT)
             # That copy would come before this one.
             os.kill(wrapper, signal.SIGTERM)
-            wait_until(partial(is_last, "SIGTERM"))
-        assert noted(log) == ["SIGINT", "SIGTERM", "SIGQUIT", "SIGTERM"]
-        assert not is_free(source_tree_lock(tree).lock_file)
+            expected.append("SIGTERM")
+            wait_until(lambda: noted(log) == expected)
+        assert not both_free(tree)
         os.kill(pid, signal.SIGUSR1)
         assert status_of(terminal, leader) == 5
 
@@ -83,12 +69,12 @@ def test_a_terminal_that_hangs_up_reaches_the_command(
     # To the leader of a session alone; when that ends, to all that is in the foreground.
     log = tmp_path / "log"
     with Terminal(*leader, *COMMAND, "run", tree, "--", *python(NOTE, log)) as terminal:
-        pid, wrapper = wait_for_the_pids(log)
+        pid, wrapper = driver.wait_for_the_pids(log)
         terminal.hang_up()
         wait_until(lambda: "SIGHUP" in noted(log))
         os.kill(wrapper, signal.SIGTERM)
         wait_until(lambda: "SIGTERM" in noted(log))
-        assert not is_free(source_tree_lock(tree).lock_file)
+        assert not both_free(tree)
         os.kill(pid, signal.SIGUSR1)
 
 
@@ -125,7 +111,6 @@ def test_a_wait_is_one_text_that_ticks_each_second_and_leaves_nothing_behind(
         child.say()
         assert terminal.end() == 0
     assert terminal.left() == "inside\n"
-    assert len(terminal.texts()) >= 3
     prefix = "source-tree-lock: " if columns >= 80 else ""
     last = -1
     for text in terminal.texts():
@@ -162,16 +147,6 @@ def test_a_wait_whose_time_is_up_leaves_one_message_behind(tree: Path) -> None:
     assert re.fullmatch(pattern, terminal.left())
 
 
-def test_a_terminal_that_gets_narrower_gets_a_shorter_text(deep_tree: Path) -> None:
-    environ = {"PYTHONIOENCODING": "ascii"}  # which has no "…"
-    columns = len(str(deep_tree)) + 100
-    with waiting(deep_tree, columns=columns, environ=environ) as (_, terminal):
-        terminal.until(re.escape(str(deep_tree)))
-        terminal.resize(50)
-        terminal.until(r"leave \?.*\x1b")
-        assert len(terminal.texts()[-1]) == 49
-
-
 @pytest.mark.parametrize("where", ["dumb", "background"])
 def test_where_no_text_can_be_taken_back_a_wait_is_said_as_in_a_log(where: str, tree: Path) -> None:
     script = f"set -m; {' '.join(COMMAND)} run '{tree}' -- echo inside"
@@ -188,37 +163,3 @@ def test_where_no_text_can_be_taken_back_a_wait_is_said_as_in_a_log(where: str, 
         assert "\x1b" not in terminal.shown
         terminal.type("done\n")
         assert terminal.end() == 0
-
-
-@linux_only
-@pytest.mark.parametrize("option", [[], ["--quiet"]], ids=["telling", "quiet"])
-def test_a_warning_of_the_library_stands_above_the_text(
-    option: list[str], tree: Path, deep_tree: Path
-) -> None:
-    other = """
-        from source_tree_lock import source_tree_lock
-        with source_tree_lock(sys.argv[1]):
-            tell("held")
-            heard()
-            source_tree_lock(sys.argv[2]).acquire(timeout=60)
-    """
-    inner = [*COMMAND, "run", *option, tree, "--", "true"]
-    with Child(other, tree, deep_tree) as child:
-        child.expect("held")
-        with Terminal(*COMMAND, "run", deep_tree, "--", *inner, columns=2000) as terminal:
-            wait_until(lambda: not both_free(deep_tree))
-            child.say()
-            terminal.until("wait for each other" if option else r"(?s)each other.*waiting \d")
-            terminal.type("\x03")
-            assert terminal.end() == 130
-    left = terminal.left().replace("^C", "")
-    assert re.fullmatch("source-tree-lock: [^\n]* wait for each other[^\n]*\n", left), left
-    assert bool(terminal.texts()) == (not option)
-
-
-def test_quiet_says_nothing_of_a_wait(tree: Path) -> None:
-    with waiting(tree, "--quiet") as (child, terminal):
-        wait_until_blocked(terminal.process.pid)
-        child.say()
-        assert terminal.end() == 0
-    assert terminal.shown == "inside\r\n"
