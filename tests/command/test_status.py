@@ -156,9 +156,7 @@ def test_status_looks_where_run_locks_and_names_the_command(tree: Path, tmp_path
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"red \033[31m", b"two\nlines", "bä".encode()])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_every_path_can_be_shown_in_every_encoding(
-    name: bytes, encoding: str, tmp_path: Path
-) -> None:
+def test_every_path_can_be_shown_everywhere(name: bytes, encoding: str, tmp_path: Path) -> None:
     tree = os.path.join(os.fsencode(tmp_path), name)
     os.mkdir(tree)
     ended = run("status", tree, environ={"PYTHONIOENCODING": encoding})

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .. import __version__
-from ..errors import LockUnavailable
-from .output import BAD_USAGE, PROGRAM, SIGNALLED, UNAVAILABLE, fail
+from ..errors import LockTimeout, LockUnavailable
+from .output import BAD_USAGE, PROGRAM, SIGNALLED, TIMED_OUT, UNAVAILABLE, fail
 from .run import run
 from .status import status
 
@@ -42,8 +42,12 @@ exit status: that of COMMAND, or
  127  COMMAND was not found
  130  Ctrl-C ended the wait (143: SIGTERM did)
  128 + n  signal n ended COMMAND"""
+_RUN_HELP = "run a command under the lock"
 _STATUS = "Say whether TREE is free or held, by which process, and which processes wait."
 _STATUS_END = "exit status: 0 free, 1 held, 2 bad usage or no such tree, 69 cannot tell"
+_STATUS_HELP = "say who holds the lock"
+_TIMEOUT = "wait at most 5 (seconds), 5s, 10m or 1h (default: SOURCE_TREE_LOCK_TIMEOUT)"
+_LOCK_DIR = "directory of the lock file (default: SOURCE_TREE_LOCK_DIR, else that of uv)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,10 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with the exit status, where the arguments or a signal end it.
     """
     # Where 0, 1 or 2 are closed, no lock file may get their number: the command would use it.
-    while min(pipe := os.pipe()) <= 2:
+    while os.open(os.devnull, os.O_RDONLY) <= 2:
         pass
-    for descriptor in pipe:
-        os.close(descriptor)
     try:
         try:
             options = _parse(list(sys.argv[1:] if arguments is None else arguments))
@@ -72,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
     except KeyboardInterrupt:
         return SIGNALLED + signal.SIGINT
+    except LockTimeout as error:
+        return fail(TIMED_OUT, str(error))
     except (LockUnavailable, FileNotFoundError, NotADirectoryError) as error:
         number = UNAVAILABLE if isinstance(error, LockUnavailable) else BAD_USAGE
         return fail(number, f"{error.strerror}: {error.filename!r}")
@@ -109,27 +113,15 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(prog=PROGRAM, description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     actions = parser.add_subparsers(dest="action", metavar="run|status")
-    for_run = actions.add_parser(
-        "run",
-        help="run a command under the lock",
-        usage="%(prog)s [-h] [--timeout T] [--lock-dir D] [--quiet] TREE -- COMMAND...",
-        description=_RUN,
-        epilog=_RUN_END,
-    )
-    for_status = actions.add_parser(
-        "status", help="say who holds the lock", description=_STATUS, epilog=_STATUS_END
-    )
-    for_run.add_argument(
-        "--timeout",
-        type=_seconds,
-        metavar="T",
-        help="wait at most 5 (seconds), 5s, 10m or 1h (default: SOURCE_TREE_LOCK_TIMEOUT)",
-    )
+    add = actions.add_parser
+    usage = "%(prog)s [-h] [--timeout T] [--lock-dir D] [--quiet] TREE -- COMMAND..."
+    for_run = add("run", help=_RUN_HELP, usage=usage, description=_RUN, epilog=_RUN_END)
+    for_status = add("status", help=_STATUS_HELP, description=_STATUS, epilog=_STATUS_END)
+    for_run.add_argument("--timeout", type=_seconds, metavar="T", help=_TIMEOUT)
     for_run.add_argument("--quiet", action="store_true", help="do not show that it waits")
     for_status.add_argument("--json", action="store_true", help="print it for a program")
-    lock_dir = "directory of the lock file (default: SOURCE_TREE_LOCK_DIR, else that of uv)"
     for each in (for_run, for_status):
-        each.add_argument("--lock-dir", metavar="D", help=lock_dir)
+        each.add_argument("--lock-dir", metavar="D", help=_LOCK_DIR)
     for_run.add_argument("tree", metavar="TREE", nargs="?", help="the source tree")
     for_status.add_argument("tree", metavar="TREE", nargs="?", default=".", help="(default: .)")
     return parser, actions.choices

@@ -43,10 +43,9 @@ def _write(text: str) -> None:
         sys.stderr = None
 
 
-def printable(text: str, encoding: str = "utf-8") -> str:
-    """Return the text, escaped where it could not be encoded or could control a terminal."""
-    is_encodable = text.encode(encoding, "ignore").decode(encoding) == text
-    return text if is_encodable and text.isprintable() else ascii(text)
+def printable(text: str) -> str:
+    """Return the text, escaped if it could control a terminal."""
+    return text if text.isprintable() else ascii(text)
 
 
 class WaitOutput(logging.Handler):
@@ -55,22 +54,16 @@ class WaitOutput(logging.Handler):
     In a terminal that is one text, which is updated each second and taken back when the wait is
     over. Elsewhere, as in a log, it is a message now and then, and one when the wait is over.
     The library's warnings are written in either case, above the text.
-
-    Args:
-        is_quiet: write nothing but the library's warnings.
     """
 
-    def __init__(self, *, is_quiet: bool) -> None:
+    def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._is_quiet = is_quiet
         self._text = ""  # in the terminal now
         self._due = 0.0  # how long a wait lasts when it is worth the next message
         logger().addHandler(self)
 
     def show(self, wait: Wait) -> None:
         """Show a wait that goes on: `on_wait` and `while_waiting` of the lock."""
-        if self._is_quiet:
-            return
         if columns := _columns_of_terminal():
             prefix = f"{PROGRAM}: " if columns >= 80 else ""
             # A character in the last column would make some terminals wrap.

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from .._lock import LockForChildren
 from ..adapters import is_setuptools
-from ..errors import LockTimeout
-from .output import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, TIMED_OUT, WaitOutput, fail, say
+from .output import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, WaitOutput, fail, say
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable
     from types import FrameType
+
+    from .. import LockOptions, Wait
 
 #: Words that have uv build a project.
 _UV_BUILDS = frozenset("add build compile export install lock remove run sync tree".split())
@@ -34,19 +35,17 @@ def run(options: Namespace) -> int:
             `lock_dir`, both ``None`` for the default; `quiet`, not to show that it waits.
 
     Raises:
-        Those of entering a `SourceTreeLock`, but `LockTimeout`.
+        Those of entering a `SourceTreeLock`.
         SystemExit: a signal ended the wait.
     """
-    output = WaitOutput(is_quiet=options.quiet)
-    limit = {} if options.timeout is None else {"timeout": options.timeout}
-    lock = LockForChildren(
-        options.tree,
-        lock_dir=options.lock_dir,
-        on_wait=output.show,
-        while_waiting=output.show,
-        after_wait=output.finish,
-        **limit,
-    )
+    output = WaitOutput()
+    lock_options: LockOptions = {"lock_dir": options.lock_dir, "after_wait": output.finish}
+    if options.timeout is not None:
+        lock_options["timeout"] = options.timeout
+    # Without a callback, the library would log the wait.
+    show: Callable[[Wait], object] = (lambda _: None) if options.quiet else output.show
+    lock_options["on_wait"] = lock_options["while_waiting"] = show
+    lock = LockForChildren(options.tree, **lock_options)
     sys.argv[:1] = options.command[:1]  # the holder is called by the name of the command
     # These end the wait, as Ctrl-C does.
     _handle(lambda number, _: sys.exit(SIGNALLED + number), "SIGTERM", "SIGHUP")
@@ -57,9 +56,6 @@ def run(options: Namespace) -> int:
             for descriptor in lock.pass_fds:
                 os.set_inheritable(descriptor, True)
             return _run(options.command, {**os.environ, **lock.environ})
-    except LockTimeout as error:
-        output.clear()
-        return fail(TIMED_OUT, str(error))
     finally:
         output.clear()
 

@@ -49,7 +49,9 @@ def status(options: Namespace) -> int:
         ],
         "advice": _advice(holder) if is_held else None,
     }
-    print(json.dumps(facts) if options.json else "\n".join(_in_words(facts, holder)))
+    text = json.dumps(facts) if options.json else "\n".join(_in_words(facts, holder))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
     return HELD if is_held else 0
 
 
@@ -65,10 +67,9 @@ def _waiting_for(lock: SourceTreeLock) -> list[int]:
     A process that has the lock file already waits for the tree, and is the next one.
     """
     waiting = [each for each in flocks() if each.is_waiting]
-    if not waiting:
-        return []  # or the system lists no locks
     found = [identity_at(str(path)) for path in (lock.tree, lock.lock_file)]
-    keys = [key_of(each) for each in found if each is not None]
+    # Nothing waits, and no key can be made, where the system lists no locks.
+    keys = [key_of(each) for each in found if waiting and each is not None]
     return list(dict.fromkeys(each.pid for key in keys for each in waiting if each.key == key))
 
 
@@ -80,23 +81,21 @@ def _advice(holder: Holder | None) -> str:
             "or may have ended and left the lock to a child."
         )
     pid, user = holder.pid, holder.user
+    end, let = f"end pid {pid} ({END_COMMAND} {pid})", "Let"
     if not holder.is_local:
-        return f"To end the wait, end pid {pid} where it runs, or wait until it is done."
-    is_ours = user in (None, user_name(user_id())) or user_id() == "0"
+        end = f"end pid {pid} where it runs"
+    elif user not in (None, user_name(user_id())) and user_id() != "0":
+        end, let = f"ask {user} to end pid {pid}", f"Ask {user} to let"
     with suppress(ProcessLookupError):  # it has just ended
         if holder.is_stopped:
             # Ctrl-Z stops a whole job: the holder alone would wait for its children.
             resume = f"fg in its terminal, or kill -CONT -{os.getpgid(pid)}"
-            who = "Let" if is_ours else f"Ask {user} to let"
-            return f"It is stopped. {who} it go on: {resume}"
-    if is_ours:
-        return f"To end the wait, end pid {pid} ({END_COMMAND} {pid}), or wait until it is done."
-    return f"Wait until it is done, or ask {user} to end pid {pid}."
+            return f"It is stopped. {let} it go on: {resume}"
+    return f"To end the wait, {end}, or wait until it is done."
 
 
 def _in_words(facts: dict[str, Any], holder: Holder | None) -> list[str]:
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    tree, lock_file = (printable(facts[name], encoding) for name in ("tree", "lock_file"))
+    tree, lock_file = printable(facts["tree"]), printable(facts["lock_file"])
     if not facts["held"]:
         return [f"{tree}: free", f"lock file: {lock_file}"]
     words = [f"{tree}: held by {holder or 'an unknown process'}"]
@@ -105,7 +104,7 @@ def _in_words(facts: dict[str, Any], holder: Holder | None) -> list[str]:
         if since is not None:
             words.append(f"since: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}")
         if directory is not None:
-            words.append(f"working directory: {printable(directory, encoding)}")
+            words.append(f"working directory: {printable(directory)}")
     if facts["waiters"]:
         words.append("waiting, in this order:")
         words += [f"  {each['program'] or '?'} (pid {each['pid']})" for each in facts["waiters"]]
