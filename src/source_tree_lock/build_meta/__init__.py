@@ -35,7 +35,7 @@ from .._record import read_marks, write_marks
 from ..errors import SourceTreeLockError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator
 
     from .._holder import Wait
 
@@ -44,8 +44,8 @@ _MARKED_VARIABLE = "SOURCE_TREE_LOCK_MARKED"
 #: Which mark is whose. Sdists share no file with other builds, and every hook writes metadata. Each
 #: Python builds extensions in directories of its own, and options may name others.
 _SDIST, _METADATA, _FIRST_BUILD = range(3)
-#: Values of a mark. *Unfinished* concerns every build in the tree, *elsewhere* only one that uses
-#: the same directories as the build that was cut short: others have been built anew since.
+#: Values of a mark. *Unfinished* concerns every build in the tree, *elsewhere* only a hook that has
+#: the same mark. That is so for what builds do not use, and where one has built anew since.
 _FINISHED, _UNFINISHED, _ELSEWHERE = b"\n!?"
 
 
@@ -74,8 +74,7 @@ def _locked(hook: Callable[..., Any]) -> Callable[..., Any]:
     def locked(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
             try:
-                lock = source_tree_lock(on_wait=_say, after_wait=_say_over)
-                stack.enter_context(lock)
+                lock = stack.enter_context(source_tree_lock(on_wait=_say, after_wait=_say_over))
             except (SourceTreeLockError, OSError, RuntimeError, ValueError) as error:
                 # Frontends show this without a traceback.
                 raise SystemExit(f"source-tree-lock: {error}") from error
@@ -91,16 +90,14 @@ def _locked(hook: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def _environ(variables: dict[str, str]) -> Generator[None, None, None]:
     """Set variables of the environment."""
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 @contextmanager
@@ -108,22 +105,22 @@ def _marked(hook: str, settings: object) -> Generator[None, None, None]:
     """Mark the tree while a hook writes into it; build anew what was cut short before."""
     hold = current_hold()
     lock_file = None if hold is None else hold.base
-    marks = b""
+    marks: dict[int, int] = {}
     if lock_file is not None and os.environ.get(_MARKED_VARIABLE) != lock_file:
         with suppress(OSError):
-            marks = read_marks(lock_file)
+            marks = dict(enumerate(read_marks(lock_file)))
     if lock_file is None or not marks:
         yield
         return
     builds = hook in ("build_editable", "build_wheel")
     own = _own_marks(hook, settings, len(marks))
-    unfinished = {each for each in own if marks[each] != _FINISHED}
+    unfinished = {n for n in own if marks[n] != _FINISHED}
     if builds:
-        unfinished.update(n for n, mark in enumerate(marks) if mark == _UNFINISHED and n != _SDIST)
-    _write(lock_file, [_UNFINISHED if n in own else mark for n, mark in enumerate(marks)])
+        unfinished.update(n for n, mark in marks.items() if mark == _UNFINISHED)
+    _write(lock_file, marks | dict.fromkeys(own, _UNFINISHED if builds else _ELSEWHERE))
     try:
         with ExitStack() as stack:
-            stack.enter_context(_environ({_MARKED_VARIABLE: lock_file}))
+            variables = {_MARKED_VARIABLE: lock_file}
             if unfinished:
                 # Imported late here and below: a fresh build environment has to compile it.
                 from ._cut_short import build_anew
@@ -131,7 +128,8 @@ def _marked(hook: str, settings: object) -> Generator[None, None, None]:
                 only_metadata = unfinished == {_METADATA}
                 if not only_metadata:
                     _say(f"the last build in {os.getcwd()} was cut short, so all is built anew")
-                stack.enter_context(build_anew(only_metadata=only_metadata))
+                variables |= stack.enter_context(build_anew(only_metadata=only_metadata))
+            stack.enter_context(_environ(variables))
             yield
     except BaseException as error:
         from ._cut_short import may_have_left_half_a_file
@@ -140,9 +138,8 @@ def _marked(hook: str, settings: object) -> Generator[None, None, None]:
             _write(lock_file, marks)
         raise
     if builds:
-        elsewhere = marks[_FIRST_BUILD:].replace(bytes([_UNFINISHED]), bytes([_ELSEWHERE]))
-        marks = marks[:_FIRST_BUILD] + elsewhere
-    _write(lock_file, [_FINISHED if n in own else mark for n, mark in enumerate(marks)])
+        marks |= {n: _ELSEWHERE for n, mark in marks.items() if mark == _UNFINISHED}
+    _write(lock_file, marks | dict.fromkeys(own, _FINISHED))
 
 
 def _own_marks(hook: str, settings: object, count: int) -> set[int]:
@@ -155,10 +152,10 @@ def _own_marks(hook: str, settings: object, count: int) -> set[int]:
     return {_METADATA, *(_FIRST_BUILD + each % (count - _FIRST_BUILD) for each in numbers)}
 
 
-def _write(lock_file: str, marks: Iterable[int]) -> None:
+def _write(lock_file: str, marks: dict[int, int]) -> None:
     # Another user's file, a full disk: builds go on without marks.
     with suppress(OSError):
-        write_marks(lock_file, bytes(marks))
+        write_marks(lock_file, bytes(marks.values()))
 
 
 def _say_over(wait: Wait) -> None:

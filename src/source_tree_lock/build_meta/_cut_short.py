@@ -10,13 +10,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import traceback
 from configparser import RawConfigParser
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from types import FrameType
 
 #: What a file system answers when half a file is written.
 _CUT_WRITES = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC)
@@ -31,31 +31,23 @@ def may_have_left_half_a_file(error: BaseException) -> bool:
 
     Compilers and linkers that fail remove what they have written, and those that are killed do not.
     """
+    chain: list[BaseException] = []  # setuptools makes a SystemExit of most errors
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    handler_codes = [code for each in handlers if (code := getattr(each, "__code__", None))]
-    chain = [error]  # setuptools makes a SystemExit of most errors
-    for each in chain:
-        for cause in (each.__cause__, each.__context__):
-            if cause is not None and all(cause is not known for known in chain):
-                chain.append(cause)
+    handler_codes = [getattr(each, "__code__", None) for each in handlers]
+    frames = [frame for each in chain for frame, _ in traceback.walk_tb(each.__traceback__)]
     failed = [each for each in chain if isinstance(each, subprocess.CalledProcessError)]
+    links = any(type(each).__name__ in ("LinkError", "LibError") for each in chain)
     return (
         any(isinstance(each, (KeyboardInterrupt, MemoryError)) for each in chain)
         or any(isinstance(each, OSError) and each.errno in _CUT_WRITES for each in chain)
+        or any(frame.f_code in handler_codes for frame in frames)
         or any(each.returncode < 0 for each in failed)
-        or any(frame.f_code in handler_codes for each in chain for frame in _frames(each))
-        or (
-            any(type(each).__name__ in ("LinkError", "LibError") for each in chain)
-            and not (failed and all(_has_no_output(each.cmd) for each in failed))
-        )
+        or (links and not (failed and all(_has_no_output(each.cmd) for each in failed)))
     )
-
-
-def _frames(error: BaseException) -> Iterator[FrameType]:
-    traceback = error.__traceback__
-    while traceback is not None:
-        yield traceback.tb_frame
-        traceback = traceback.tb_next
 
 
 def _has_no_output(command: list[str]) -> bool:
@@ -63,12 +55,14 @@ def _has_no_output(command: list[str]) -> bool:
 
 
 @contextmanager
-def build_anew(*, only_metadata: bool) -> Generator[None, None, None]:
+def build_anew(*, only_metadata: bool) -> Generator[dict[str, str], None, None]:
     """Have setuptools build everything anew, wherever it builds, or the metadata only.
 
     The option ``force`` is set by a configuration file, which also reaches the child processes of
     a setup.py. What it does not reach is removed when the command that writes it begins:
     directories in which archives are composed, and the objects of static libraries.
+
+    The value of the context is what has to be added to the environment.
     """
     distribution: Any = importlib.import_module("distutils.dist").Distribution  # setuptools' own
     run_command = distribution.run_command
@@ -81,7 +75,7 @@ def build_anew(*, only_metadata: bool) -> Generator[None, None, None]:
                 command.ensure_finalized()
                 if name in _COMMANDS:
                     command.force = True  # [tool.distutils] counts for more than any other file
-                paths = _left_over(command, name)
+                paths = list(_left_over(command, name))
             for path in paths:
                 _remove(path)
         run_command(self, name)
@@ -89,29 +83,28 @@ def build_anew(*, only_metadata: bool) -> Generator[None, None, None]:
     with ExitStack() as stack:
         stack.callback(setattr, distribution, "run_command", run_command)
         distribution.run_command = run_command_anew
+        variables: dict[str, str] = {}
         if not only_metadata:
             with suppress(Exception):  # no temporary directory, or a user's file with mistakes
-                stack.enter_context(_forcing_config())
-        yield
+                temporary = tempfile.TemporaryDirectory(prefix="source-tree-lock-")
+                variables[_EXTRA_CONFIG] = _forcing_config(stack.enter_context(temporary))
+        yield variables
 
 
-def _left_over(command: Any, name: str) -> list[str]:
+def _left_over(command: Any, name: str) -> Iterator[str]:
     """What a command would use of an earlier build, and makes again without it."""
     if name == "bdist_wheel":
-        return [command.bdist_dir]
-    if name == "sdist":
-        return [command.distribution.get_fullname()]
-    if name == "egg_info":  # its temporary files would be packed
-        return glob.glob(os.path.join(glob.escape(command.egg_info), "tmp????????"))
-    if name == "build_clib":
+        yield command.bdist_dir
+    elif name == "sdist":
+        yield command.distribution.get_fullname()
+    elif name == "egg_info":  # its temporary files would be packed
+        yield from glob.glob(os.path.join(glob.escape(command.egg_info), "tmp????????"))
+    elif name == "build_clib":
         compilers: Any = importlib.import_module("distutils.ccompiler")
         compiler = compilers.new_compiler(compiler=command.compiler)
-        paths: list[str] = []
         for library, details in command.libraries or ():
-            paths += compiler.object_filenames(details["sources"], output_dir=command.build_temp)
-            paths.append(compiler.library_filename(library, output_dir=command.build_clib))
-        return paths
-    return []
+            yield from compiler.object_filenames(details["sources"], output_dir=command.build_temp)
+            yield compiler.library_filename(library, output_dir=command.build_clib)
 
 
 def _remove(path: str) -> None:
@@ -122,28 +115,16 @@ def _remove(path: str) -> None:
             os.unlink(path)
 
 
-@contextmanager
-def _forcing_config() -> Generator[None, None, None]:
-    """Name a configuration file that forces builds, and says besides what the user's own says."""
+def _forcing_config(directory: str) -> str:
+    """Make a configuration file that forces builds, and says besides what the user's own says."""
     config = RawConfigParser()
     config.optionxform = str  # type: ignore[assignment,method-assign]
-    own = os.environ.get(_EXTRA_CONFIG)
-    if own and os.path.isfile(own):
+    own = os.environ.get(_EXTRA_CONFIG, "")
+    if os.path.isfile(own):
         with open(own, encoding="utf-8") as file:
             config.read_file(file)
-    for section in _COMMANDS:
-        if not config.has_section(section):
-            config.add_section(section)
-        config.set(section, "force", "1")
-    with tempfile.TemporaryDirectory(prefix="source-tree-lock-") as directory:
-        path = os.path.join(directory, "setup.cfg")
-        with open(path, "w", encoding="utf-8") as file:
-            config.write(file)
-        os.environ[_EXTRA_CONFIG] = path
-        try:
-            yield
-        finally:
-            if own is None:
-                os.environ.pop(_EXTRA_CONFIG, None)
-            else:
-                os.environ[_EXTRA_CONFIG] = own
+    config.read_dict({each: {"force": "1"} for each in _COMMANDS})
+    path = os.path.join(directory, "setup.cfg")
+    with open(path, "w", encoding="utf-8") as file:
+        config.write(file)
+    return path
