@@ -17,7 +17,6 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="flock(2) tells what 
 
 _OPTIONS = {
     "isolated, without site": ["-I", "-S"],
-    "optimised": ["-O"],
     "optimised, without docstrings": ["-OO"],
     "all imports lazy": ["-X", "lazy_imports=all"],
     "threads inherit the context": ["-X", "thread_inherit_context=1"],
@@ -64,18 +63,12 @@ def in_a_thread(function, *arguments):
 """
 
 
-def _run(options: list[str], script: str, *arguments: object) -> list[str]:
+def _run(options: list[str], script: str, tree: Path) -> list[str]:
     """The lines that a script tells by a Python with these options, which must end well."""
-    command = [sys.executable, *options, "-c", PRELUDE + textwrap.dedent(script)]
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr, done.stderr
+    command = [sys.executable, *options, "-c", PRELUDE + _START + textwrap.dedent(script)]
+    command += [str(tree), *_PATHS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout.splitlines()
 
 
@@ -93,85 +86,60 @@ def test_an_option_of_the_interpreter_changes_nothing_of_the_rules(
 ) -> None:
     script = """
         with source_tree_lock(tree) as lock:
-            tell("the tree is", is_free(tree))
-            tell("the lock file is", is_free(lock.lock_file))
-            tell("the owner", enters(0))
+            tell(is_free(tree), is_free(lock.lock_file), enters(0))
             child = os.fork()
             if not child:
                 tell("a forked child", enters(0))
                 os._exit(0)
             os.waitpid(child, 0)
-            tell("after its end the tree is", is_free(tree))
+            tell(is_free(tree))
             tell("another thread", in_a_thread(enters, 0.01))
-        tell("left, the tree is", is_free(tree))
+            for environ in lock.environ, {}:
+                command = [sys.executable, *options, "-c", start, *sys.argv[1:]]
+                subprocess.run(command, env={**os.environ, **environ}, check=True)
+        tell(is_free(tree))
     """
-    assert _run(options, _START + textwrap.dedent(script), tree, *_PATHS) == [
-        "the tree is locked",
-        "the lock file is locked",
-        "the owner enters",
+    known = f"options, start = {options!r}, {PRELUDE + _START!r} + 'tell(\"a child\", enters(0))'\n"
+    assert _run(options, known + textwrap.dedent(script), tree) == [
+        "locked locked enters",
         "a forked child is kept out",
-        "after its end the tree is locked",
+        "locked",
         "another thread is kept out",
-        "left, the tree is free",
+        "a child enters",
+        "a child is kept out",
+        "free",
     ]
 
 
 def test_a_wait_ends_with_the_hold_whatever_the_options(tree: Path, options: list[str]) -> None:
     script = """
-        class Holder(threading.Thread):
-            def __init__(self):
-                super().__init__()
-                self.held, self.let_go = threading.Event(), threading.Event()
-                self.start()
-                self.held.wait()
+        held, let_go = threading.Event(), threading.Event()
+        def hold():
+            with source_tree_lock(tree):
+                held.set()
+                let_go.wait()
 
-            def run(self):
-                with source_tree_lock(tree):
-                    self.held.set()
-                    self.let_go.wait()
-
-            def told(self, *_):
-                self.let_go.set()
-
-        for name, timeout in ("patient", None), ("bounded", 60):
-            holder = Holder()
-            with source_tree_lock(tree, timeout=timeout, on_wait=holder.told):
-                tell("the", name, "waiter entered")
-            holder.join()
+        def lock(timeout):
+            held.clear()
+            let_go.clear()
+            threading.Thread(target=hold).start()
+            held.wait()
+            return source_tree_lock(tree, timeout=timeout, on_wait=lambda _: let_go.set())
 
         async def task():
-            holder = Holder()
-            async with source_tree_lock(tree, on_wait=holder.told):
+            async with lock(60):
                 tell("the task entered")
                 tell("a thread of the task", in_a_thread(enters, 0.01))
-            holder.join()
 
+        for timeout in None, 60:
+            with lock(timeout):
+                tell("timeout", timeout)
         asyncio.run(task())
-        tell("left, the tree is", is_free(tree))
+        tell(is_free(tree))
     """
-    told = _run(options, _START + textwrap.dedent(script), tree, *_PATHS)
-    assert told == [
-        "the patient waiter entered",
-        "the bounded waiter entered",
-        "the task entered",
-        "a thread of the task is kept out",
-        "left, the tree is free",
-    ]
-
-
-def test_a_hold_is_handed_to_a_child_whatever_the_options(tree: Path, options: list[str]) -> None:
-    script = """
-        code = start + "tell('the child', enters(0))"
-        with source_tree_lock(tree) as lock:
-            for environ in lock.environ, {}:
-                command = [sys.executable, *options, "-c", code, *sys.argv[1:]]
-                subprocess.run(command, env={**os.environ, **environ}, check=True)
-    """
-    known = f"start, options = {PRELUDE + _START!r}, {options!r}\n"
-    assert _run(options, _START + known + textwrap.dedent(script), tree, *_PATHS) == [
-        "the child enters",
-        "the child is kept out",
-    ]
+    told = _run(options, script, tree)
+    entered = ["timeout None", "timeout 60", "the task entered"]
+    assert told == [*entered, "a thread of the task is kept out", "free"]
 
 
 def test_a_dropped_lock_is_released_where_warnings_are_errors(tree: Path) -> None:
@@ -182,7 +150,6 @@ def test_a_dropped_lock_is_released_where_warnings_are_errors(tree: Path) -> Non
         lock.acquire()
         del lock
         gc.collect()
-        tell("the tree is", is_free(tree))
+        tell(is_free(tree))
     """
-    told = _run(["-W", "error"], _START + textwrap.dedent(script), tree, *_PATHS)
-    assert told == ["the tree is free"]
+    assert _run(["-W", "error"], script, tree) == ["free"]

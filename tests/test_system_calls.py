@@ -18,71 +18,41 @@ from source_tree_lock import source_tree_lock
 SCRIPT = """
 import asyncio, os, sys
 from source_tree_lock import source_tree_lock
-
-tree = sys.argv[1]
+tree, way = sys.argv[1:]
 lock = source_tree_lock(tree)
 
 def inside():
     os.access("inside", os.F_OK)
 
-def with_statement():
-    with source_tree_lock(tree):
-        inside()
-
-def bounded():
-    with source_tree_lock(tree, timeout=60):
-        inside()
-
-decorated = lock(inside)
-
-async def async_with():
-    async with lock:
-        inside()
-
-def again():
-    with lock:
-        inside()
-
 async def twice():
     for _ in range(2):
         os.access("begin", os.F_OK)
-        await async_with()
+        if way == "async with":
+            async with lock:
+                inside()
+        elif way == "decorated":
+            decorated()
+        else:
+            with source_tree_lock(tree, timeout=60 if way == "bounded" else None):
+                inside()
         os.access("end", os.F_OK)
 
-way = globals()[sys.argv[2]]
-if way is async_with:
+decorated = lock(inside)
+if way == "again":
+    lock.acquire()
+if way == "async with":
     asyncio.run(twice())
 else:
-    if way is again:
-        lock.acquire()
-    for _ in range(2):
-        os.access("begin", os.F_OK)
-        way()
-        os.access("end", os.F_OK)
+    list(twice().__await__())  # which needs no loop, since it suspends nowhere
 """
 
-ENTER = [
-    "open",  # the tree
-    "stat",  # its identity
-    "stat",  # the lock directory: can others delete from it?
-    "open",  # the lock file
-    "stat",  # a regular file, and its identity
-    "flock",  # the lock file
-    "flock",  # the tree
-    "stat",  # nobody is inside a hold that has ended: there is no lock file of a lower level
-    "stat",  # the tree's path still leads to what was locked
-    "stat",  # and so does the lock file's
-    "stat",  # it may be written to: it has no other name
-    "getrandom",  # the token
-    "pwrite",  # the record
-]
-LEAVE = [
-    "flock",  # the tree, unlocked explicitly, since a child may have a copy of the descriptor
-    "close",
-    "pwrite",  # the record is over
-    "flock",
-    "close",
-]
+#: Open the tree, look at it and at the lock directory; open the lock file, look at it; lock both.
+#: See that nobody is inside a hold that has ended, that both paths still lead to what was locked,
+#: and that the file has no other name; write the record, with a token.
+ENTER = "open stat stat open stat flock flock stat stat stat stat getrandom pwrite".split()
+#: The tree is unlocked explicitly, since a child may have a copy of the descriptor. Then the record
+#: is over.
+LEAVE = "flock close pwrite flock close".split()
 #: To find that the tree is one that this owner holds; no lock is touched.
 ENTER_AGAIN = ["open", "stat", "close"]
 
@@ -107,7 +77,7 @@ def traced(tree: Path, way: str, trace: Path, *options: str) -> str:
     return trace.read_text()
 
 
-@pytest.mark.parametrize("way", ["with_statement", "bounded", "decorated", "async_with", "again"])
+@pytest.mark.parametrize("way", ["with", "bounded", "decorated", "async with", "again"])
 def test_a_tree_is_entered_and_left_with_these_system_calls(
     way: str, tree: Path, tmp_path: Path
 ) -> None:
@@ -125,7 +95,7 @@ def test_a_tree_is_entered_and_left_with_these_system_calls(
 
 
 def test_the_lock_file_is_locked_first_and_unlocked_last(tree: Path, tmp_path: Path) -> None:
-    told = traced(tree, "with_statement", tmp_path / "trace", "-y", "-e", "trace=flock")
+    told = traced(tree, "with", tmp_path / "trace", "-y", "-e", "trace=flock")
     lock_file = str(source_tree_lock(tree).lock_file)
     order = [(lock_file, "EX"), (str(tree), "EX"), (str(tree), "UN"), (lock_file, "UN")]
     assert re.findall(r"flock\(\d+<([^>]*)>, LOCK_(EX|UN)", told) == 2 * order, told

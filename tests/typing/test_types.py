@@ -22,14 +22,12 @@ HERE = Path(__file__).parent
 #: Where the library is that is tested, which need not be the one that is installed.
 LIBRARY = Path(source_tree_lock.__file__).parents[1]
 
-Checker = Callable[[Path, Path], set[int]]
-
 
 def mypy(file: Path, directory: Path) -> set[int]:
     """The lines with errors."""
     options = ["--config-file=", "--strict", "--output=json", f"--cache-dir={directory}"]
-    run = check("mypy", *options, str(file))
-    errors = [json.loads(line) for line in run.stdout.splitlines() if line]
+    report = check("mypy", *options, str(file))
+    errors = [json.loads(line) for line in report.splitlines() if line]
     assert {each["file"] for each in errors} <= {file.name}
     return {each["line"] for each in errors}
 
@@ -43,12 +41,12 @@ def basedpyright(file: Path, directory: Path) -> set[int]:
     }
     directory.joinpath("pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
     options = ["--pythonpath", sys.executable, "--outputjson", "--project", str(directory)]
-    report = json.loads(check("basedpyright", *options).stdout)
+    report = json.loads(check("basedpyright", *options))
     assert report["summary"]["filesAnalyzed"] == 1
     return {each["range"]["start"]["line"] + 1 for each in report["generalDiagnostics"]}
 
 
-def check(module: str, *options: str) -> subprocess.CompletedProcess[str]:
+def check(module: str, *options: str) -> str:
     run = subprocess.run(
         [sys.executable, "-m", module, *options],
         cwd=HERE,
@@ -58,28 +56,16 @@ def check(module: str, *options: str) -> subprocess.CompletedProcess[str]:
         timeout=LIMIT,
     )
     assert run.returncode in (0, 1), "the checker itself failed"
-    return run
+    return run.stdout
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the checkers keep what they know already."""
-    return tmp_path_factory.mktemp("checkers")
-
-
-@pytest.fixture(params=[mypy, basedpyright], ids=["mypy", "basedpyright"])
-def checker(request: pytest.FixtureRequest) -> Checker:
-    found: Checker = request.param
-    if find_spec(request.param.__name__) is None:
-        pytest.skip(f"{request.param.__name__} comes with the extra `lint`")
-    return found
-
-
-def test_right_uses_have_no_errors(checker: Checker, directory: Path) -> None:
-    assert checker(HERE / "right_uses.py", directory) == set()
-
-
-def test_wrong_uses_are_errors_and_nothing_else_is(checker: Checker, directory: Path) -> None:
+@pytest.mark.parametrize("checker", [mypy, basedpyright])
+def test_right_uses_have_no_errors_and_each_wrong_one_has(
+    checker: Callable[[Path, Path], set[int]], tmp_path: Path
+) -> None:
+    if find_spec(checker.__name__) is None:
+        pytest.skip(f"{checker.__name__} comes with the extra `lint`")
+    assert checker(HERE / "right_uses.py", tmp_path) == set()
     file = HERE / "wrong_uses.py"
     marked = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
-    assert checker(file, directory) == {number for number, line in marked if "  # E: " in line}
+    assert checker(file, tmp_path) == {number for number, line in marked if "  # E: " in line}

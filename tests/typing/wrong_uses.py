@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyproject_hooks import BuildBackendHookCaller
-from typing_extensions import Unpack
 
 from source_tree_lock import (
-    AnyPath,
     Holder,
     LockOptions,
     LockTimeout,
@@ -18,16 +16,10 @@ from source_tree_lock import (
 )
 from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
 
-
-def passes_on(tree: AnyPath, **options: Unpack[LockOptions]) -> SourceTreeLock:
-    return source_tree_lock(tree, **options)
-
-
 source_tree_lock(17)  # E: no path
 source_tree_lock(".", 5)  # E: by keyword only
 source_tree_lock(".", timeout="5")  # E: no number
 source_tree_lock(".", timout=5)  # E: misspelt
-passes_on(".", timout=5)  # E: misspelt
 source_tree_lock(".", lock_dir=5)  # E: no path
 source_tree_lock(".", on_wait=5)  # E: not callable
 source_tree_lock(lambda: 5)  # E: gives no path
@@ -38,21 +30,13 @@ def gives_a_number(path: Path) -> int:
     return 1
 
 
-def takes_nothing() -> None: ...
-
-
-def takes_a_pid(holder: int) -> None: ...
-
-
 def takes_a_holder(holder: Holder) -> None: ...
 
 
 source_tree_lock(gives_a_number)  # E: gives no path
 source_tree_lock(".", digest=gives_a_number)  # E: gives no name
-source_tree_lock(".", on_wait=takes_nothing)  # E: gets a holder
-source_tree_lock(".", on_wait=takes_a_pid)  # E: gets a holder
-# It may be unknown who holds the tree.
-source_tree_lock(".", on_wait=takes_a_holder)  # E: may get None
+source_tree_lock(".", on_wait=takes_a_holder)  # E: gets a `Wait`
+options: LockOptions = {"timout": 5}  # E: misspelt
 
 
 def use(lock: SourceTreeLock, error: LockTimeout) -> None:
@@ -81,19 +65,12 @@ async def fetch(project: str, *, jobs: int = 1) -> bytes:
     return b""
 
 
-class Project:
-    @source_tree_lock(".")
-    def build(self, wheel_directory: str) -> bytes:
-        return b""
-
-
 source_tree_lock(".")(17)  # E: no function
 build()  # E: argument missing
 build(17)  # E: no string
 build("a", job=2)  # E: misspelt
 text: str = build("a")  # E: bytes
 content: bytes = fetch("a")  # E: not awaited
-Project().build()  # E: argument missing
 
 
 async def use_decorated() -> None:
@@ -101,11 +78,8 @@ async def use_decorated() -> None:
     number: int = await fetch("a")  # E: bytes
 
 
-def runs_nothing() -> None: ...
-
-
 def adapt(caller: BuildBackendHookCaller) -> None:
-    locked_runner(runs_nothing)  # E: no runner
+    locked_runner(gives_a_number)  # E: no runner
     locked_runner(timout=5)  # E: misspelt
     locked_runner(when=5)  # E: no rule
     locked_runner()(["python"], shell=True)  # E: no such argument
