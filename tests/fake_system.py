@@ -50,31 +50,23 @@ class Portalocker(ModuleType):
     class AlreadyLocked(LockException):
         pass
 
-    def __init__(self) -> None:
-        super().__init__("portalocker")
-        self.lock_error: Exception | None = None
-        self.unlock_error: Exception | None = None
+    lock_error: Exception | None = None
+    unlock_error: Exception | None = None
 
     def lock(self, descriptor: int, flags: int) -> None:
         assert flags == self.LockFlags.EXCLUSIVE | self.LockFlags.NON_BLOCKING
-        start = os.lseek(descriptor, 0, os.SEEK_CUR)
-        if self.lock_error is not None:
-            raise self.LockException("as the test has it") from self.lock_error
-        # Windows locks by a descriptor that may only read, too.
-        kind = fcntl.F_RDLCK if is_read_only(descriptor) else fcntl.F_WRLCK
-        try:
-            lock_range(descriptor, start, 0x10000, kind)
-        except BlockingIOError as error:
-            raise self.AlreadyLocked("somebody has it") from error
+        self._lock(descriptor, fcntl.F_WRLCK, self.lock_error)
 
     def unlock(self, descriptor: int) -> None:
-        if self.unlock_error is not None:
-            raise self.LockException("as the test has it") from self.unlock_error
-        lock_range(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR), 0x10000, fcntl.F_UNLCK)
+        self._lock(descriptor, fcntl.F_UNLCK, self.unlock_error)
 
-
-def is_read_only(descriptor: int) -> bool:
-    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    def _lock(self, descriptor: int, kind: int, error: Exception | None) -> None:
+        if error is not None:
+            raise self.LockException("as the test has it") from error
+        try:
+            lock_range(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR), 0x10000, kind)
+        except BlockingIOError as error:
+            raise self.AlreadyLocked("somebody has it") from error
 
 
 def lock_range(descriptor: int, start: int, size: int, kind: int = fcntl.F_WRLCK) -> None:
@@ -99,10 +91,6 @@ class Kernel32:
         running, ended, of_others: processes; the last ones exist, and cannot be opened.
     """
 
-    ERROR_ACCESS_DENIED, ERROR_INVALID_PARAMETER = 5, 87
-    WAIT_OBJECT_0, WAIT_TIMEOUT = 0, 0x102
-    SYNCHRONIZE = 0x100000
-
     def __init__(self, temp_dir: Path) -> None:
         self.running = {os.getpid()}
         self.ended: set[int] = set()
@@ -120,20 +108,20 @@ class Kernel32:
         first_handle = 1 << 40
 
         def open_process(access: int, inherit: bool, pid: int) -> int | None:
-            assert (access, inherit) == (self.SYNCHRONIZE, False)
+            assert (access, inherit) == (0x100000, False)  # SYNCHRONIZE
             if pid in self.running | self.ended:
                 handle = first_handle + pid
                 self.handles.add(handle)
                 return handle if open_process.restype is ctypes.c_void_p else handle & 0xFFFFFFFF  # type: ignore[attr-defined]
-            others = pid in self.of_others
-            self.last_error = self.ERROR_ACCESS_DENIED if others else self.ERROR_INVALID_PARAMETER
+            # ERROR_ACCESS_DENIED, ERROR_INVALID_PARAMETER
+            self.last_error = 5 if pid in self.of_others else 87
             return None
 
         def wait_for_single_object(handle: ctypes.c_void_p, milliseconds: int) -> int:
             assert handle.value in self.handles
             assert milliseconds == 0
-            ended = handle.value - first_handle in self.ended
-            return self.WAIT_OBJECT_0 if ended else self.WAIT_TIMEOUT
+            # WAIT_OBJECT_0, WAIT_TIMEOUT
+            return 0 if handle.value - first_handle in self.ended else 0x102
 
         def close_handle(handle: ctypes.c_void_p) -> int:
             self.handles.remove(handle.value or 0)
@@ -149,15 +137,15 @@ class Kernel32:
 def imported_anew() -> Iterator[None]:
     """What imports the library in here gets a new one, for a system that was patched before."""
 
-    def ours() -> dict[str, ModuleType]:
+    def forget() -> dict[str, ModuleType]:
         names = [name for name in sys.modules if name.partition(".")[0] == "source_tree_lock"]
         return {name: sys.modules.pop(name) for name in names}
 
-    saved = ours()
+    saved = forget()
     try:
         yield
     finally:
-        ours()
+        forget()
         sys.modules.update(saved)
 
 
@@ -188,24 +176,33 @@ class System:
     library: Any
     proc_visits: list[str]
 
+    def import_library(self) -> None:
+        """Import all of it, here and now."""
+        self.library = self.module("")
+        self.module("._lock")
+
     def lock(self, *args: Any, **options: Any) -> Any:
         return self.library.source_tree_lock(*args, **options)
 
     def module(self, name: str) -> Any:
         """A module of that library."""
-        return importlib.import_module(f"source_tree_lock.{name}")
+        return importlib.import_module(f"source_tree_lock{name}")
 
 
 class Windows(System):
     """The library on Windows."""
 
     def __init__(self, patch: pytest.MonkeyPatch, temp_dir: Path) -> None:
-        self.portalocker = Portalocker()
+        def win_dll(name: str, *, use_last_error: bool) -> Kernel32:
+            assert (name, use_last_error) == ("kernel32", True)
+            return self.kernel32
+
+        self.portalocker = Portalocker("portalocker")
         self.kernel32 = Kernel32(temp_dir)
         self.proc_visits = hide_proc(patch)
         patch.setitem(sys.modules, "portalocker", self.portalocker)
         patch.setattr(ctypes, "windll", SimpleNamespace(kernel32=self.kernel32), raising=False)
-        patch.setattr(ctypes, "WinDLL", self._win_dll, raising=False)
+        patch.setattr(ctypes, "WinDLL", win_dll, raising=False)
         patch.setattr(ctypes, "get_last_error", lambda: self.kernel32.last_error, raising=False)
         patch.setenv("COMPUTERNAME", "DESKTOP-1")
         for name in POSIX_ONLY:
@@ -215,12 +212,7 @@ class Windows(System):
             finders = [each for each in sys.meta_path if "pytest" not in type(each).__module__]
             importing.setattr(sys, "meta_path", finders)
             importing.setattr(os, "name", "nt")
-            self.library = importlib.import_module("source_tree_lock")
-            self.module("_lock")  # all of it, here and now
-
-    def _win_dll(self, name: str, *, use_last_error: bool) -> Kernel32:
-        assert (name, use_last_error) == ("kernel32", True)
-        return self.kernel32
+            self.import_library()
 
 
 class MacOS(System):
@@ -241,5 +233,4 @@ class MacOS(System):
         # What is registered stays, and this library is gone when the test ends.
         patch.setattr(os, "register_at_fork", lambda **_: None)
         self.proc_visits = hide_proc(patch)
-        self.library = importlib.import_module("source_tree_lock")
-        self.module("_lock")  # all of it, here and now
+        self.import_library()

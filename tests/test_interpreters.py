@@ -15,15 +15,14 @@ import source_tree_lock
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="flock(2) tells what is held")
 
+#: And the first Python that has them.
 _OPTIONS = {
-    "isolated, without site": ["-I", "-S"],
-    "optimised, without docstrings": ["-OO"],
-    "all imports lazy": ["-X", "lazy_imports=all"],
-    "threads inherit the context": ["-X", "thread_inherit_context=1"],
-    "development mode": ["-X", "dev"],
+    "-I -S": (3, 10),
+    "-OO": (3, 10),
+    "-X dev": (3, 10),
+    "-X thread_inherit_context=1": (3, 14),
+    "-X lazy_imports=all": (3, 15),
 }
-#: The first Python that has the option.
-_SINCE = {"all imports lazy": (3, 15), "threads inherit the context": (3, 14)}
 
 #: Where modules are found: what -I and -S leave out, in the order of this process.
 _PATHS = [str(Path(source_tree_lock.__file__).parents[1]), *filter(None, sys.path)]
@@ -75,10 +74,9 @@ def _run(options: list[str], script: str, tree: Path) -> list[str]:
 @pytest.fixture(params=_OPTIONS)
 def options(request: pytest.FixtureRequest) -> list[str]:
     """The options of a Python, where it has them."""
-    since = _SINCE.get(request.param, (3, 10))
-    if sys.version_info < since:
-        pytest.skip("this option came with Python {}.{}".format(*since))
-    return _OPTIONS[request.param]
+    if sys.version_info < _OPTIONS[request.param]:
+        pytest.skip("a later Python has this option")
+    return str(request.param).split()
 
 
 def test_an_option_of_the_interpreter_changes_nothing_of_the_rules(

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from support import HOLD, LIMIT, Child, wait_until
 
-from .volume import Host, Volume, glusterfs_volume, missing
+from .volume import Host, Volume, missing
 
 #: Enters, tells whether it got in, and writes into the tree when it is told to. Arguments: the
-#: tree; seconds to wait, or nothing for ever.
+#: tree; seconds to wait, if there is a limit.
 BUILD = """
     import logging, os, sys
     from source_tree_lock import LockTimeout, LockUnavailable, source_tree_lock
     logging.basicConfig(stream=sys.stdout, format="%(levelname)s: %(message)s")
-    lock = source_tree_lock(sys.argv[1], timeout=float(sys.argv[2]) if sys.argv[2] else None)
+    lock = source_tree_lock(sys.argv[1], timeout=float(sys.argv[2]) if sys.argv[2:] else None)
     try:
         with lock:
             tell("held")
@@ -36,24 +36,17 @@ BUILD = """
         tell("unavailable:", error)
 """
 
-#: Enters so many times, and each time writes into a log whether it is alone.
+#: Enters so many times, and fails when it is not alone.
 TAKE_TURNS = """
     import os, sys
     from source_tree_lock import source_tree_lock
-    tree, turns = sys.argv[1], int(sys.argv[2])
+    tree = sys.argv[1]
     tell("ready")
     heard()
-    for _ in range(turns):
+    for _ in range(int(sys.argv[2])):
         with source_tree_lock(tree):
-            try:
-                os.close(os.open(f"{tree}/inside", os.O_CREAT | os.O_EXCL))
-                alone = True
-            except FileExistsError:
-                alone = False
-            with open(f"{tree}/log", "a") as log:
-                print("alone" if alone else "not-alone", file=log)
-            if alone:
-                os.unlink(f"{tree}/inside")
+            os.mkdir(f"{tree}/inside")
+            os.rmdir(f"{tree}/inside")
     tell("done")
 """
 
@@ -66,44 +59,30 @@ class Shared:
     def __init__(self, volume: Volume, name: str, stack: ExitStack) -> None:
         self.hosts = volume.hosts
         self.tree = volume.directory(name)
-        self.lock_dir = volume.path / "locks"
+        self._lock_dir = volume.path / "locks"
         self._stack = stack
 
-    def start(
-        self, host: Host, script: str, *arguments: object, lock_files_shared: bool = True
-    ) -> Child:
-        lock_dir = self.lock_dir if lock_files_shared else None
-        return self._stack.enter_context(host.child(script, *arguments, lock_dir=lock_dir))
+    def start(self, host: Host, script: str, *arguments: object, shared: bool = True) -> Child:
+        """A process there, whose first argument is the tree."""
+        lock_dir = self._lock_dir if shared else None
+        child = host.child(script, self.tree, *arguments, lock_dir=lock_dir)
+        return self._stack.enter_context(child)
 
-    def hold(self, host: Host) -> Child:
-        """A process that waits for the tree and holds it until it is told to let go."""
-        return self.start(host, HOLD, self.tree)
 
-    def build(self, host: Host, seconds: float | str = "") -> Child:
-        """A process that runs `BUILD`."""
-        return self.start(host, BUILD, self.tree, seconds)
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
+    """One volume for all tests, since it takes seconds to make."""
+    if reason := missing():
+        pytest.skip(f"a real cluster file system {reason}")
+    with ExitStack() as stack:
+        yield Volume(tmp_path_factory.mktemp("glusterfs"), stack)
 
 
 @pytest.fixture
 def shared(volume: Volume, request: pytest.FixtureRequest) -> Iterator[Shared]:
+    volume.wait_until_reached()
     with ExitStack() as stack:
         yield Shared(volume, request.node.name, stack)
-
-
-@pytest.fixture(scope="session")
-def session_volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
-    """One volume for all tests, since it takes seconds to make."""
-    if reason := missing():
-        pytest.skip(f"a real cluster file system {reason}")
-    with glusterfs_volume(tmp_path_factory.mktemp("glusterfs")) as volume:
-        yield volume
-
-
-@pytest.fixture
-def volume(session_volume: Volume) -> Volume:
-    """A volume that both hosts reach."""
-    session_volume.wait_until_reached()
-    return session_volume
 
 
 def wait_until_blocked(child: Child) -> None:
@@ -119,40 +98,34 @@ def wait_until_blocked(child: Child) -> None:
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_another_host_is_kept_out_and_told_who_holds(is_killed: bool, shared: Shared) -> None:
     first, second = shared.hosts
-    holder = shared.hold(first)
+    holder = shared.start(first, HOLD)
     holder.expect("held")
-    told = shared.build(second, 0.5).line()
+    told = shared.start(second, BUILD, 0.5).line()
     assert told.startswith("timed out:")
     assert f"(pid {holder.pid}) on {first.name}" in told
-    waiter = shared.hold(second)
+    waiter = shared.start(second, HOLD)
     wait_until_blocked(waiter)
     holder.kill() if is_killed else holder.say()
     waiter.expect("held")
 
 
 def test_all_processes_of_both_hosts_get_their_turn_alone(shared: Shared) -> None:
-    turns, processes = 8, 16
-    crew = [
-        shared.start(shared.hosts[number % 2], TAKE_TURNS, shared.tree, turns)
-        for number in range(processes)
-    ]
+    crew = [shared.start(shared.hosts[number % 2], TAKE_TURNS, 8) for number in range(16)]
     for child in crew:
         child.expect("ready")
     for child in crew:
         child.say()
     for child in crew:
         child.expect("done")
-    log = (shared.hosts[0].seen(shared.tree) / "log").read_text()
-    assert log.split() == ["alone"] * turns * processes
 
 
 def test_a_host_that_is_cut_off_loses_the_tree_and_disturbs_nobody_when_it_is_back(
     volume: Volume, shared: Shared
 ) -> None:
     first, second = shared.hosts
-    holder = shared.build(first)
+    holder = shared.start(first, BUILD)
     holder.expect("held")
-    waiter = shared.build(second)
+    waiter = shared.start(second, BUILD)
     wait_until_blocked(waiter)
     first.cut_off()
     try:
@@ -164,7 +137,7 @@ def test_a_host_that_is_cut_off_loses_the_tree_and_disturbs_nobody_when_it_is_ba
     volume.wait_until_reached()
     holder.say("leave")
     holder.expect("left")
-    assert shared.build(first, 0.5).line().startswith("timed out:")
+    assert shared.start(first, BUILD, 0.5).line().startswith("timed out:")
     waiter.say("write")
     waiter.expect("written")
 
@@ -174,8 +147,8 @@ def test_a_wait_that_the_file_system_ends_is_an_error_and_lets_nobody_in(
     end: str, volume: Volume, shared: Shared
 ) -> None:
     first, second = shared.hosts
-    shared.hold(first).expect("held")
-    waiters = [shared.build(second), shared.build(second, LIMIT)]
+    shared.start(first, HOLD).expect("held")
+    waiters = [shared.start(second, BUILD), shared.start(second, BUILD, LIMIT)]
     for waiter in waiters:
         wait_until_blocked(waiter)
     second.cut_off() if end == "it is cut off" else volume.stop_brick()
@@ -185,12 +158,12 @@ def test_a_wait_that_the_file_system_ends_is_an_error_and_lets_nobody_in(
         assert line.startswith("unavailable:")
         assert str(volume.path) in line
     if end == "the brick is stopped":
-        shared.hold(second).expect("held")  # though the first host has not left
+        shared.start(second, HOLD).expect("held")  # though the first host has not left
 
 
 def test_without_a_shared_lock_directory_both_hosts_get_in_and_are_warned(shared: Shared) -> None:
     for host in shared.hosts:
-        build = shared.start(host, BUILD, shared.tree, LIMIT, lock_files_shared=False)
+        build = shared.start(host, BUILD, LIMIT, shared=False)
         warning = build.line()
         assert warning.startswith("WARNING: Other hosts that share source tree")
         assert "(fuse.glusterfs)" in warning
@@ -229,9 +202,9 @@ _ENTER_AS_IF_HANDED_OVER = """
 
 def test_a_hold_is_handed_to_a_child_process_and_not_to_another_host(shared: Shared) -> None:
     first, second = shared.hosts
-    holder = shared.start(first, _HAND_OVER, shared.tree)
+    holder = shared.start(first, _HAND_OVER)
     handed_over = holder.line()
     holder.expect("inside")
     # As a batch system does it that gives a job's environment to every node. What is read there
     # of the record may be out of date, so that it is not believed.
-    shared.start(second, _ENTER_AS_IF_HANDED_OVER, shared.tree, handed_over).expect("kept out")
+    shared.start(second, _ENTER_AS_IF_HANDED_OVER, handed_over).expect("kept out")

@@ -10,8 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -43,10 +42,10 @@ class Namespaces:
 
     Attributes:
         pid: a process in it; its first, if it has process ids of its own.
+        prefix: what runs a command there, in place of this process.
     """
 
     def __init__(self, name: str, stack: ExitStack, *, own_pids: bool = False) -> None:
-        self._own_pids = own_pids
         flags = ["--pid", "--fork", "--kill-child", "--mount-proc"] if own_pids else []
         # Nobody waits for what ends there: without this, a dead brick would look alive.
         first = f"hostname {name}; echo; exec env --ignore-signal=CHLD sleep infinity"
@@ -61,12 +60,8 @@ class Namespaces:
         if own_pids:
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
             self.pid = int(children.split()[0])
-
-    @property
-    def prefix(self) -> tuple[str, ...]:
-        """What runs a command there, in place of this process."""
-        pids = ("--pid",) if self._own_pids else ()
-        return ("nsenter", "--target", str(self.pid), "--mount", "--net", "--uts", *pids)
+        pids = ("--pid",) if own_pids else ()
+        self.prefix = ("nsenter", "--target", str(self.pid), "--mount", "--net", "--uts", *pids)
 
     def run(self, *command: str) -> str:
         return _run(*self.prefix, *command)
@@ -116,8 +111,7 @@ class Volume:
         for state in ("/var/lib/glusterd", "/var/log/glusterfs", "/run"):
             os.makedirs(state, exist_ok=True)
             server.run("mount", "-t", "tmpfs", "private", state)
-        for directory in ("/run/gluster", "/run/lock"):
-            server.run("mkdir", directory)
+        server.run("mkdir", "/run/gluster", "/run/lock")
         server.ip("link", "set", "lo", "up")
         server.ip("link", "add", "switch", "type", "bridge")
         server.ip("addr", "add", f"{_ADDRESS}.1/24", "dev", "switch")
@@ -132,24 +126,16 @@ class Volume:
 
     def _host(self, number: int, directory: Path, stack: ExitStack) -> Host:
         host = Host(f"host{number}", directory / f"temp{number}", stack)
-        cable = f"host{number}"
+        cable = host.name
         self._server.ip(*f"link add {cable} type veth peer name eth0 netns {host.pid}".split())
         self._server.ip("link", "set", cable, "master", "switch", "up")
         host.ip("link", "set", "lo", "up")
         host.ip("addr", "add", f"{_ADDRESS}.{10 + number}/24", "dev", "eth0")
         host.ip("link", "set", "eth0", "up")
         self.path.mkdir(exist_ok=True)
-        client = subprocess.Popen(
-            [
-                *_MORTAL,
-                *host.prefix,
-                *("glusterfs", "--no-daemon", f"--volfile-server={_ADDRESS}.1"),
-                f"--volfile-id={_NAME}",
-                f"--log-file={directory}/{host.name}.log",
-                str(self.path),
-            ]
-        )
-        stack.callback(_end, client)
+        client = [*_MORTAL, *host.prefix, "glusterfs", "--no-daemon", f"--volfile-id={_NAME}"]
+        client += [f"--volfile-server={_ADDRESS}.1", f"--log-file={directory}/{host.name}.log"]
+        stack.callback(_end, subprocess.Popen([*client, str(self.path)]))
         mounts = Path(f"/proc/{host.pid}/mountinfo")
         wait_until(lambda: f" {self.path} " in mounts.read_text())
         return host
@@ -180,23 +166,14 @@ class Volume:
             wait_until(partial(_lists, host.seen(self.path)))
 
 
-@contextmanager
-def glusterfs_volume(directory: Path) -> Iterator[Volume]:
-    """A volume for as long as the context lasts; its state is kept below ``directory``."""
-    with ExitStack() as stack:
-        yield Volume(directory, stack)
-
-
 #: A process of ours that is killed when this one dies, however that happens.
 _MORTAL = ("setpriv", "--pdeathsig", "KILL")
 
 
 def _lists(directory: Path) -> bool:
-    try:
-        os.listdir(directory)
-    except OSError:
-        return False
-    return True
+    with suppress(OSError):
+        return os.listdir(directory) is not None
+    return False
 
 
 def _run(*command: str) -> str:

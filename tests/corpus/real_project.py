@@ -20,6 +20,7 @@ else:
 
 SETUPTOOLS = "setuptools.build_meta"
 OURS = "source_tree_lock.build_meta"
+FROM = "from {} import build_meta"
 
 #: No optimisation, no directories in the objects, and the same times in each archive and commit.
 _ENVIRON = {
@@ -72,8 +73,7 @@ class RealProject:
         unpacked.rmdir()
         for path in [*self.tree.glob("*.egg-info"), *self.tree.glob("*/*.egg-info")]:
             shutil.rmtree(path)
-        if self._backend_path():
-            self._rewrite_in_tree_backend(backend)
+        self._rewrite_in_tree_backend(backend)
         # What an sdist adds would have a version tool believe it instead of git.
         (self.tree / "PKG-INFO").unlink(missing_ok=True)
         self._git("init", "-q")
@@ -83,23 +83,15 @@ class RealProject:
 
     def _rewrite_in_tree_backend(self, backend: str) -> None:
         """Its author writes the one name in place of the other."""
-        if backend == SETUPTOOLS:
-            return
-        package = OURS.rpartition(".")[0]
+        package = backend.rpartition(".")[0]
         for directory in self._backend_path():
             for path in (self.tree / directory).rglob("*.py"):
-                text = path.read_text()
-                text = text.replace(SETUPTOOLS, OURS)
-                text = text.replace(
-                    "from setuptools import build_meta", f"from {package} import build_meta"
-                )
-                path.write_text(text)
+                text = path.read_text().replace(SETUPTOOLS, backend)
+                path.write_text(text.replace(FROM.format("setuptools"), FROM.format(package)))
 
     def _build_system(self) -> dict[str, Any]:
-        try:
-            text = (self.tree / "pyproject.toml").read_text()
-        except FileNotFoundError:
-            return {}
+        path = self.tree / "pyproject.toml"
+        text = path.read_text() if path.exists() else ""
         found: dict[str, Any] = tomllib.loads(text).get("build-system", {})
         return found
 
@@ -107,14 +99,8 @@ class RealProject:
         return list(self._build_system().get("backend-path", []))
 
     def _git(self, *arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=self.tree,
-            env=_ENVIRON,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
+        command = ["git", *arguments]
+        return subprocess.check_output(command, cwd=self.tree, env=_ENVIRON, text=True)
 
     def git_status(self) -> str:
         """What git sees that is not as it was committed."""

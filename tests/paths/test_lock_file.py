@@ -91,14 +91,6 @@ def test_the_lock_directory_is_the_argument_or_a_variable_or_tmpdir_and_is_made_
             assert lock.lock_file.is_file()
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="there it is the user's")
-def test_without_tmpdir_the_lock_directory_is_tmp(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TMPDIR")
-    assert source_tree_lock(tree).lock_file.parent == Path("/tmp")
-
-
 def test_a_relative_lock_dir_in_the_environment_is_an_error_that_names_the_variable(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

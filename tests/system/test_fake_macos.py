@@ -56,7 +56,7 @@ def test_macos_lets_in_who_has_the_token_while_the_tree_is_locked(
     with macos.lock(tree) as lock:
         assert not in_thread(enters)
         # Forgotten by this process, it is the hold of another one.
-        holds = macos.module("_hold")._holds
+        holds = macos.module("._hold")._holds
         hold = holds.pop(hold_of := next(iter(holds)))
         monkeypatch.setenv("SOURCE_TREE_LOCK_HELD", "[]")
         assert not enters()

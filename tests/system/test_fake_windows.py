@@ -115,7 +115,7 @@ def test_windows_follows_no_symbolic_link(windows: Windows, tree: Path, tmp_path
 def test_windows_tells_whether_a_process_lives_and_whose_record_is_stale(
     windows: Windows, tree: Path
 ) -> None:
-    kernel32, is_alive = windows.kernel32, windows.module("_system").is_alive
+    kernel32, is_alive = windows.kernel32, windows.module("._system").is_alive
     kernel32.running.add(11)
     kernel32.ended.add(12)
     kernel32.of_others.add(13)
