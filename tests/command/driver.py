@@ -140,9 +140,7 @@ _TEXT = r"\r\x1b\[\?7l([^\r\n\x1b]*)\x1b\[K\x1b\[\?7h"
 class Terminal:
     """A pseudo-terminal with a command in it, which leads its session."""
 
-    def __init__(
-        self, *command: object, columns: int = 80, environ: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, *command: object, columns: int = 80) -> None:
         self.ours, self._theirs = pty.openpty()
         size = struct.pack("HHHH", 24, columns, 0, 0)
         fcntl.ioctl(self.ours, termios.TIOCSWINSZ, size)
@@ -152,7 +150,7 @@ class Terminal:
             stdin=self._theirs,
             stdout=self._theirs,
             stderr=self._theirs,
-            env={**os.environ, "TERM": "xterm", **(environ or {})},
+            env={**os.environ, "TERM": "xterm"},
         )
         self._bytes = b""
         self.shown = ""

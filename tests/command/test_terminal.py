@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,31 +81,20 @@ def test_a_terminal_that_hangs_up_reaches_the_command(
 # A wait
 
 
-@pytest.fixture
-def deep_tree(tmp_path: Path) -> Path:
-    """A source tree with a path that is longer than most terminals are wide."""
-    tree = tmp_path / "a-directory-of-a-user" / "with-many-projects-in-it" / "project"
-    tree.mkdir(parents=True)
-    return tree
-
-
 @contextmanager
-def waiting(
-    tree: Path, *options: object, columns: int = 300, environ: Mapping[str, str] | None = None
-) -> Iterator[tuple[Child, Terminal]]:
+def waiting(tree: Path, *options: object, columns: int = 300) -> Iterator[tuple[Child, Terminal]]:
     """`run` in a terminal, for a tree that another process holds."""
     command = [*COMMAND, "run", *options, tree, "--", "echo", "inside"]
-    with (
-        held_elsewhere(tree) as child,
-        Terminal(*command, columns=columns, environ=environ) as terminal,
-    ):
+    with held_elsewhere(tree) as child, Terminal(*command, columns=columns) as terminal:
         yield child, terminal
 
 
 @pytest.mark.parametrize("columns", [50, 80, 250])
 def test_a_wait_is_one_text_that_ticks_each_second_and_leaves_nothing_behind(
-    columns: int, deep_tree: Path
+    columns: int, tmp_path: Path
 ) -> None:
+    deep_tree = tmp_path / "a-directory-of-a-user" / "with-many-projects-in-it" / "project"
+    deep_tree.mkdir(parents=True)
     with waiting(deep_tree, columns=columns) as (child, terminal):
         terminal.until(r"(?s)(?:waiting \d+ s for .*){3}")
         child.say()
@@ -147,16 +136,13 @@ def test_a_wait_whose_time_is_up_leaves_one_message_behind(tree: Path) -> None:
     assert re.fullmatch(pattern, terminal.left())
 
 
-@pytest.mark.parametrize("where", ["dumb", "background"])
-def test_where_no_text_can_be_taken_back_a_wait_is_said_as_in_a_log(where: str, tree: Path) -> None:
-    script = f"set -m; {' '.join(COMMAND)} run '{tree}' -- echo inside"
-    if where == "background":  # it would write over what the user sees of another job
-        script += ' & read text; echo "$text"'
-    environ = {"TERM": "dumb"} if where == "dumb" else {}
-    with (
-        held_elsewhere(tree) as child,
-        Terminal("bash", "-c", script, columns=300, environ=environ) as terminal,
-    ):
+# In the background, it would write over what the user sees of another job.
+@pytest.mark.parametrize("script", ["TERM=dumb {}", "set -m; {} & read text"])
+def test_where_no_text_can_be_taken_back_a_wait_is_said_as_in_a_log(
+    script: str, tree: Path
+) -> None:
+    script = script.format(f"{' '.join(COMMAND)} run '{tree}' -- echo inside")
+    with held_elsewhere(tree) as child, Terminal("bash", "-c", script, columns=300) as terminal:
         terminal.until(r"source-tree-lock: waiting .*for \S+ \(pid \d+\) to leave \S+\r\n")
         child.say()
         terminal.until(rf"source-tree-lock: acquired {tree} after \d+ s\r\ninside")

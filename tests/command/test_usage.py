@@ -92,11 +92,8 @@ def test_the_version_is_that_of_the_distribution() -> None:
 
 
 #: Names of modules that a project may well have, and that the command or the library import.
-SHADOWS = (
-    "argparse contextlib2 ctypes errno fcntl gettext importlib json locale logging pathlib "
-    "portalocker re select shlex shutil signal socket string subprocess textwrap threading "
-    "time traceback types typing typing_extensions weakref"
-).split()
+SHADOWS = """argparse ctypes errno fcntl gettext json locale logging pathlib portalocker select
+shlex shutil signal socket string subprocess textwrap threading traceback weakref""".split()
 
 
 @pytest.mark.parametrize(
