@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -24,6 +23,7 @@ from support import (
     held_elsewhere,
     in_thread,
     is_free,
+    is_taken,
     unshared,
     wait_until,
     waiters,
@@ -103,21 +103,14 @@ CREW = """
 import os, subprocess, sys, time
 tree, marks = sys.argv[1:3]
 if len(sys.argv) == 3:
-    crew = [
-        subprocess.Popen([sys.executable, *sys.argv, "one"], stdin=-1, stdout=-1) for _ in range(4)
-    ]
+    command = sys.orig_argv + ["one"]
+    crew = [subprocess.Popen(command, stdin=-1, stdout=-1) for _ in range(4)]
     for each in crew:
         assert each.stdout.readline() == b"ready\\n"
     for each in crew:
         each.stdin.close()  # all go at once
     sys.exit(sum(each.wait() != 0 for each in crew))
 from source_tree_lock import source_tree_lock
-if "AS_NOBODY" in os.environ:  # who may not read this interpreter or checkout: imported before
-    import json, logging
-    from source_tree_lock import _deadlocks, _handover, _proc, _queue, _wait
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
 print("ready", flush=True)
 sys.stdin.read()
 for _ in range(3):
@@ -165,37 +158,16 @@ def entry_of(environ: dict[str, str]) -> dict[str, object]:
 # Children of one hold take turns
 
 
-class Crew:
-    """The four processes, and how often they were inside."""
+def crew(directory: Path, tree: Path) -> list[str]:
+    """The command that starts the four processes."""
+    marks = new_directory(directory / "marks")
+    (marks / "turns").write_text("0")
+    return [PYTHON, "-c", CREW, str(tree), str(marks)]
 
-    def __init__(self, directory: Path) -> None:
-        self.marks = new_directory(directory / "marks")
-        self.marks.chmod(0o777)
-        (self.marks / "turns").write_text("0")
-        (self.marks / "turns").chmod(0o666)
-        self._program = directory / "crew.py"
-        self._program.write_text(CREW)
-        self._uv = fake_uv(directory / "uv")
 
-    def command(self, tree: Path) -> list[str]:
-        return [PYTHON, str(self._program), str(tree), str(self.marks)]
-
-    def below(self, tree: Path, *outer: str) -> list[str]:
-        """The command below others, the outermost first."""
-        variables = [f"{name}={os.environ[name]}" for name in ("PATH", "TMPDIR")]
-        steps = {
-            "env -i": ["env", "-i", *variables],
-            "sudo": ["env", "-u", VARIABLE, "AS_NOBODY=1"],
-            "run": [PYTHON, "-m", "source_tree_lock", "run", str(tree), "--"],
-            "uv": [self._uv, str(lock_file_of(tree)), str(tree)],
-        }
-        command = []
-        for each in outer:
-            command += steps.get(each, [PYTHON, "-c", FRONTEND, each, str(tree)])
-        return command + self.command(tree)
-
-    def turns(self) -> int:
-        return int((self.marks / "turns").read_text())
+def turns(directory: Path) -> int:
+    """How often they were inside."""
+    return int((directory / "marks" / "turns").read_text())
 
 
 @pytest.mark.parametrize(
@@ -216,25 +188,19 @@ class Crew:
     ],
 )
 def test_the_children_of_one_hold_take_turns(outer: str, tree: Path, tmp_path: Path) -> None:
-    crew = Crew(tmp_path)
-    subprocess.run(crew.below(tree, *outer.split(", ")), check=True, timeout=LIMIT)
-    assert crew.turns() == 12
+    variables = [f"{name}={os.environ[name]}" for name in ("PATH", "TMPDIR")]
+    steps = {
+        "env -i": ["env", "-i", *variables],
+        "run": [PYTHON, "-m", "source_tree_lock", "run", str(tree), "--"],
+        "uv": [fake_uv(tmp_path / "uv"), str(lock_file_of(tree)), str(tree)],
+    }
+    command = []
+    for each in outer.split(", "):
+        command += steps.get(each, [PYTHON, "-c", FRONTEND, each, str(tree)])
+    subprocess.run([*command, *crew(tmp_path, tree)], check=True, timeout=LIMIT)
+    assert turns(tmp_path) == 12
     assert is_free(lock_file_of(tree))
     assert is_let_in(tree, {})
-
-
-@needs_proc_locks
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs a second user")
-def test_children_that_run_as_another_user_without_the_variable_take_turns(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        directory = Path(name)
-        directory.chmod(0o1777)
-        monkeypatch.setenv("TMPDIR", name)
-        crew, tree = Crew(directory), new_directory(directory / "tree")
-        subprocess.run(crew.below(tree, "run", "sudo"), check=True, timeout=LIMIT)
-        assert crew.turns() == 12
 
 
 BUILD = [PYTHON, *"-m build -nx --wheel".split()]
@@ -256,14 +222,13 @@ PIP = [PYTHON, *"-m pip wheel -q --no-build-isolation --no-deps -w dist .".split
 def test_a_setup_py_takes_the_lock_and_its_children_take_turns(
     tree: Path, tmp_path: Path, frontend: list[str], backend: str
 ) -> None:
-    crew = Crew(tmp_path)
     takes_the_lock = f"""
 import os, subprocess, sys
 from source_tree_lock import source_tree_lock
 if "bdist_wheel" in sys.argv:
     with source_tree_lock(timeout={LIMIT / 2}) as lock:
         environ = {{**os.environ, **lock.environ}}
-        subprocess.run({crew.command(tree)!r}, check=True, env=environ)
+        subprocess.run({crew(tmp_path, tree)!r}, check=True, env=environ)
 """
     write_project(tree, takes_the_lock)
     project = tree / "pyproject.toml"
@@ -272,29 +237,27 @@ if "bdist_wheel" in sys.argv:
     )
     subprocess.run(frontend, cwd=tree, check=True, timeout=LIMIT)
     assert [path.name for path in (tree / "dist").glob("*.whl")] == ["sample-1-py3-none-any.whl"]
-    assert crew.turns() == 12
+    assert turns(tmp_path) == 12
 
 
 def test_the_threads_and_tasks_of_a_child_take_turns(
     tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
-    def try_to_enter() -> bool:
+    async def is_taken_for_a_task() -> bool:
         lock = source_tree_lock(tree)
         is_entered = lock.acquire(blocking=False)
         if is_entered:
             lock.release()
-        return is_entered
+        return not is_entered
 
-    async def try_in_a_task() -> bool:
-        return try_to_enter()
+    def look() -> list[bool]:
+        return [is_taken(tree), in_thread(lambda: asyncio.run(is_taken_for_a_task()))]
 
     with Child(HAND_OVER, tree) as holder:
         monkeypatch.setenv(VARIABLE, json.loads(holder.line())[VARIABLE])
         with source_tree_lock(tree, timeout=LIMIT):
-            assert in_thread(try_to_enter) is False
-            assert in_thread(lambda: asyncio.run(try_in_a_task())) is False
-        assert in_thread(try_to_enter) is True
-        assert in_thread(lambda: asyncio.run(try_in_a_task())) is True
+            assert look() == [True, True]
+        assert look() == [False, False]
 
 
 @needs_proc_locks

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,26 +44,3 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         directory.chmod(0o1777)
         monkeypatch.setenv("TMPDIR", str(directory))
         yield directory
-
-
-@pytest.fixture
-def count_cases(request: pytest.FixtureRequest) -> Callable[[int], None]:
-    """Tell how many cases a test ran; the summary gives the sums."""
-
-    def count(number: int) -> None:
-        request.node.user_properties.append(("cases", number))
-
-    return count
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    cases: Counter[str] = Counter()
-    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
-        if getattr(report, "when", None) == "call":
-            counts = [value for name, value in report.user_properties if name == "cases"]
-            cases[Path(report.location[0]).stem] += sum(counts)
-    if cases.total():
-        terminalreporter.section("cases of the attacks")
-    for name, number in sorted(cases.items()):
-        if number:
-            terminalreporter.line(f"{number:8,} {name}")

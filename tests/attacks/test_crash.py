@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +55,6 @@ def test_killed_at_any_system_call_it_keeps_nobody_out(
     lock_file_is: str,
     attack: str,
     long_run: bool,
-    count_cases: Callable[[int], None],
 ) -> None:
     needs_strace()
     lock = source_tree_lock(tree)
@@ -101,7 +99,6 @@ def test_killed_at_any_system_call_it_keeps_nobody_out(
             member.close()
     if environ:
         lock.release()
-    count_cases(cases)
     missed = {name for name in counts if not hits[name]}
     assert not missed - _MAY_VARY - _END_OF_THREAD.get(attack, set())
 

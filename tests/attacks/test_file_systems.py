@@ -110,40 +110,27 @@ def mounted(request: pytest.FixtureRequest, place: Place) -> Place:
     return place
 
 
-def test_the_tree_is_locked_wherever_the_lock_file_is(
-    mounted: Place, temp_dir: Path, tmp_path: Path
+@pytest.mark.parametrize("what", ["tree", "lock file"])
+def test_both_locks_are_taken_wherever_they_are(
+    mounted: Place, tree: Path, tmp_path: Path, what: str, request: pytest.FixtureRequest
 ) -> None:
-    tree = mounted.path / "tree"
-    elsewhere = tmp_path / "elsewhere"
-    mounted.must(f"mkdir {tree} {elsewhere}")
-    holder = mounted.hold(tree)
-    lock_file = Path(_told(holder, "held"))
-    assert lock_file.parent == temp_dir
-    assert mounted.is_locked(lock_file)
-    assert mounted.is_locked(tree)
-    # With another temporary directory, the tree itself keeps out, and the right one is named.
-    other = mounted.hold(tree, seconds=0.05, environ={"TMPDIR": str(elsewhere)})
-    assert int(_told(other, "timed out")) in (holder.pid, 0)
-    waiter = mounted.hold(tree)
-    wait_until_blocked(waiter.pid)
-    holder.kill()
-    _told(waiter, "held")
-
-
-def test_the_lock_file_serves_wherever_it_is(
-    mounted: Place, tree: Path, request: pytest.FixtureRequest
-) -> None:
-    environ = {"SOURCE_TREE_LOCK_DIR": str(mounted.path / "locks")}
+    directory = mounted.path / "locks" if what == "lock file" else tmp_path / "locks"
+    if what == "tree":
+        tree = mounted.path / "tree"
+        mounted.must(f"mkdir {tree}")
+    environ = {"SOURCE_TREE_LOCK_DIR": str(directory)}
     holder = mounted.hold(tree, environ=environ)
     lock_file = Path(_told(holder, "held"))
-    assert lock_file.parent == mounted.path / "locks"
+    assert lock_file.parent == directory
     assert mounted.is_locked(lock_file)
-    mode = stat.S_IMODE(mounted.seen_from_here(lock_file).stat().st_mode)
+    assert mounted.is_locked(tree)
     if "vfat" not in request.node.name:
-        assert mode == 0o666
-    assert os.listdir(mounted.seen_from_here(lock_file.parent)) == [lock_file.name]
-    other = mounted.hold(tree, seconds=0.05, environ=environ)
-    assert int(_told(other, "timed out")) in (holder.pid, 0)
+        assert stat.S_IMODE(mounted.seen_from_here(lock_file).stat().st_mode) == 0o666
+    assert os.listdir(mounted.seen_from_here(directory)) == [lock_file.name]
+    # By another lock file, the tree itself keeps out, and the right holder is named.
+    for options in (environ, {}):
+        other = mounted.hold(tree, seconds=0.05, environ=options)
+        assert int(_told(other, "timed out")) in (holder.pid, 0)
     waiter = mounted.hold(tree, environ=environ)
     wait_until_blocked(waiter.pid)
     holder.kill()
@@ -151,41 +138,6 @@ def test_the_lock_file_serves_wherever_it_is(
     waiter.say("leave")
     waiter.expect("released")
     assert not mounted.seen_from_here(lock_file).read_bytes().strip()
-
-
-def test_a_tree_in_a_lower_layer_stays_locked_when_it_is_copied_up(place: Place) -> None:
-    at = place.path
-    error = place.run(
-        f"mount -t tmpfs none {at} && cd {at} && mkdir -p lower/tree upper work merged && "
-        f"mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged"
-    )
-    if error:
-        pytest.skip(f"no overlay can be mounted here: {error}")
-    tree = at / "merged" / "tree"
-    holder = place.hold(tree)
-    _told(holder, "held")
-    waiter = place.hold(tree)
-    wait_until_blocked(waiter.pid)
-    place.must(f"touch {tree}/built && test -e {at}/upper/tree/built")
-    assert place.is_locked(tree)
-    other = place.hold(tree, seconds=0.05, environ={"TMPDIR": str(at)})
-    _told(other, "timed out")
-    holder.say("leave")
-    holder.expect("released")
-    _told(waiter, "held")
-    assert place.is_locked(tree)
-    place.must(f"umount -l {at}/merged")
-
-
-def test_a_tree_that_may_only_be_read_is_locked(place: Place) -> None:
-    tree = place.path / "tree"
-    place.must(f"mount -t tmpfs none {place.path} && mkdir {tree}")
-    place.must(f"mount -o remount,ro {place.path}")
-    holder = place.hold(tree)
-    lock_file = Path(_told(holder, "held"))
-    assert place.is_locked(lock_file)
-    assert place.is_locked(tree)
-    _told(place.hold(tree, seconds=0.05), "timed out")
 
 
 @pytest.mark.parametrize("made_before", [False, True])
