@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from .. import AnyPath, LockOptions, SourceTreeLock
 from .._hook_names import HOOK_NAMES
 from .._lock import LockForChildren
+from ._new_in_python_3_11 import Unpack
 from .messages import Say, redirect_messages, report_waits
-from .runner import run_in_hold
+from .runner import run_hook
 from .which_trees import Rule, is_setuptools
 
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-else:
-    from typing_extensions import Unpack
-
 Hooks = TypeVar("Hooks")
-
-#: Returns a locked hook, given the object that has the hook, and the hook.
-_Wrap = Callable[[Any, Callable[..., object]], Callable[..., object]]
 
 
 def locked_hooks(
@@ -62,65 +55,57 @@ def locked_hooks(
     SourceTreeLock(".", **lock_options)  # validate the options before any hook runs
     options = report_waits(lock_options, say)
 
-    def wrap(owner: Any, hook: Callable[..., object]) -> Callable[..., object]:
+    # `metadata_from_built` is pyproject_api's way to get the metadata of a backend that has no
+    # hook for it: it builds a wheel.
+    names = HOOK_NAMES.union(["metadata_from_built"], also)
+
+    def get(owner: Any, name: str) -> Any:
+        hook = getattr(owner, name)
+        if name == "__legacy__":
+            return _LockedHooks(hook, get)
+        if name not in names:
+            return hook
+
         @functools.wraps(hook)
         def locked(*args: object, **kwargs: object) -> object:
-            tree = _tree_of(owner) if source_tree is None else source_tree
+            # BuildBackendHookCaller has `source_dir`; pyproject_api's frontends no public name.
+            named: Any = getattr(owner, "source_dir", None) or getattr(owner, "_root", ".")
+            tree: AnyPath = named if source_tree is None else source_tree
             if not when(tree):
                 return hook(*args, **kwargs)
             # pyproject_hooks has no public name for the runner of a hook caller.
             runner = getattr(owner, "_subprocess_runner", None)
-            if runner is None:
-                with redirect_messages(say), LockForChildren(tree, **options):
-                    return hook(*args, **kwargs)
-            with (
-                redirect_messages(say),
-                SourceTreeLock(tree, **options) as lock,
-                # This changes the hook caller for the time of the call. No other thread is
-                # affected: one that calls a hook of this tree waits for this hold.
-                owner.subprocess_runner(functools.partial(run_in_hold, lock, runner)),
-            ):
+            make_lock = LockForChildren if runner is None else SourceTreeLock
+            with ExitStack() as stack:
+                stack.enter_context(redirect_messages(say))
+                lock = stack.enter_context(make_lock(tree, **options))
+                if runner is not None:
+                    # This changes the hook caller for the time of the call. No other thread is
+                    # affected: one that calls a hook of this tree waits for this hold.
+                    run = functools.partial(run_hook, lock, runner)
+                    stack.enter_context(owner.subprocess_runner(run))
                 return hook(*args, **kwargs)
 
         return locked
 
-    # `metadata_from_built` is pyproject_api's way to get the metadata of a backend that has no
-    # hook for it: it builds a wheel.
-    names = HOOK_NAMES.union(["metadata_from_built"], also)
     # The wrapper answers for the object in everything, so it has the object's type.
-    return _LockedHooks(hooks, names, wrap)  # type: ignore[return-value]
-
-
-def _tree_of(hooks: object) -> AnyPath:
-    """Return the source tree that an object with hooks names, else the working directory."""
-    # `source_dir` is BuildBackendHookCaller's; pyproject_api's frontends have no public name.
-    for name in ("source_dir", "_root"):
-        tree: AnyPath | None = getattr(hooks, name, None)
-        if tree is not None:
-            return tree
-    return "."
+    return _LockedHooks(hooks, get)  # type: ignore[return-value]
 
 
 class _LockedHooks:
     # A copy has no attributes of its own at first: `copy` looks some up before it sets them.
     _locked_hooks: Any = None
-    _locked_names: frozenset[str]
-    _locked_wrap: _Wrap
+    _locked_get: Callable[[Any, str], Any] = getattr
 
-    def __init__(self, hooks: object, names: frozenset[str], wrap: _Wrap) -> None:
-        vars(self).update(_locked_hooks=hooks, _locked_names=names, _locked_wrap=wrap)
+    def __init__(self, hooks: object, get: Callable[[Any, str], Any]) -> None:
+        vars(self).update(_locked_hooks=hooks, _locked_get=get)
 
     @property  # type: ignore[misc]  # so that isinstance sees the wrapped object
     def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._locked_hooks.__class__
 
     def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._locked_hooks, name)
-        if name == "__legacy__":
-            return _LockedHooks(attribute, self._locked_names, self._locked_wrap)
-        if self._locked_hooks is None or name not in self._locked_names:
-            return attribute
-        return self._locked_wrap(self._locked_hooks, attribute)
+        return self._locked_get(self._locked_hooks, name)
 
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self._locked_hooks, name, value)

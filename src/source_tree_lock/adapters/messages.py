@@ -27,9 +27,6 @@ def redirect_messages(say: Say | None) -> Generator[None, None, None]:
     Args:
         say: called with each message; ``None`` leaves the messages to the log.
     """
-    if say is None:
-        yield
-        return
     logger().addFilter(_redirect)  # has no effect if it was added before
     token = _current_say.set(say)
     try:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
 from .. import LockOptions, SourceTreeLock
+from ._new_in_python_3_11 import Unpack
 from .messages import Say, redirect_messages, report_waits
 from .which_trees import Rule, is_setuptools
 
-if sys.version_info >= (3, 11):
-    from typing import Unpack
-else:
-    from typing_extensions import Unpack
-
 #: The runners of ``pyproject_hooks``, pip and PDM, which name their parameters differently.
 AnyRunner = Callable[[Any, Any, Any], object]
+
+#: What is added to the environment of a hook.
+Environ = Mapping[str, str] | None
 
 #: How long a command may take to end after SIGTERM before it is killed, in seconds.
 _GRACE = 5.0
@@ -32,7 +30,7 @@ class Runner(Protocol):
         self,
         cmd: Sequence[str],
         cwd: str | None = None,
-        extra_environ: Mapping[str, str] | None = None,
+        extra_environ: Environ = None,
     ) -> None:
         """Run ``cmd`` in ``cwd`` with ``extra_environ`` added to the environment.
 
@@ -76,60 +74,43 @@ def locked_runner(
     SourceTreeLock(".", **lock_options)  # validate the options before any hook runs
     options = report_waits(lock_options, say)
 
-    def run(
-        cmd: Sequence[str],
-        cwd: str | None = None,
-        extra_environ: Mapping[str, str] | None = None,
-    ) -> None:
+    def run(cmd: Sequence[str], cwd: str | None = None, extra_environ: Environ = None) -> None:
         tree = os.getcwd() if cwd is None else cwd
         if when(tree):
             with redirect_messages(say), SourceTreeLock(tree, **options) as lock:
-                run_in_hold(lock, runner, cmd, cwd, extra_environ)
+                run_hook(lock, runner, cmd, cwd, extra_environ)
         else:
-            (runner or _run_command)(cmd, cwd, extra_environ)
+            run_hook(None, runner, cmd, cwd, extra_environ)
 
     return run
 
 
-def run_in_hold(
-    lock: SourceTreeLock,
+def run_hook(
+    lock: SourceTreeLock | None,
     runner: AnyRunner | None,
     cmd: Sequence[str],
     cwd: str | None = None,
-    extra_environ: Mapping[str, str] | None = None,
+    extra_environ: Environ = None,
 ) -> None:
     """Run a hook in a subprocess, and hand it the hold of this thread.
 
+    If this is interrupted, the hook ends before the tree is released.
+
     Args:
-        lock: held by this thread.
+        lock: held by this thread; ``None``: nothing is handed over.
         runner: as for `locked_runner`.
         cmd: as for `Runner`.
         cwd: as for `Runner`.
         extra_environ: as for `Runner`.
     """
-    environ = {**(extra_environ or {}), **lock.environ}
+    environ = {**(extra_environ or {}), **({} if lock is None else lock.environ)}
     if runner is not None and not _is_default_runner(runner):
         runner(cmd, cwd, environ)
         return
     # gevent's Popen calls os.fork, and a forked child closes the descriptors of our locks.
     can_inherit = subprocess.Popen.__module__ == "subprocess"
-    _run_command(cmd, cwd, environ, lock.pass_fds if can_inherit else ())
-
-
-def _is_default_runner(runner: AnyRunner) -> bool:
-    """Return whether a runner is the one of pyproject_hooks, possibly of a vendored copy."""
-    name, module = getattr(runner, "__name__", ""), getattr(runner, "__module__", "")
-    return name == "default_subprocess_runner" and "pyproject_hooks" in module.split(".")
-
-
-def _run_command(
-    cmd: Sequence[str],
-    cwd: str | None,
-    extra_environ: Mapping[str, str] | None,
-    pass_fds: Sequence[int] = (),
-) -> None:
-    """Run a command; if this is interrupted, end the command before the tree is released."""
-    environ = {**os.environ, **(extra_environ or {})}
+    pass_fds = lock.pass_fds if lock is not None and can_inherit else ()
+    environ = {**os.environ, **environ}
     with subprocess.Popen(cmd, cwd=cwd, env=environ, pass_fds=pass_fds) as process:
         try:
             status = process.wait()
@@ -144,3 +125,9 @@ def _run_command(
             raise
     if status:
         raise subprocess.CalledProcessError(status, cmd)
+
+
+def _is_default_runner(runner: AnyRunner) -> bool:
+    """Return whether a runner is the one of pyproject_hooks, possibly of a vendored copy."""
+    name, module = getattr(runner, "__name__", ""), getattr(runner, "__module__", "")
+    return name == "default_subprocess_runner" and "pyproject_hooks" in module.split(".")

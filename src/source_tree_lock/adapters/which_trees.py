@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 
 from .. import AnyPath
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ._new_in_python_3_11 import tomllib
 
 #: Returns whether the hooks of a source tree are locked.
 Rule = Callable[[AnyPath], bool]
@@ -46,14 +41,10 @@ def is_setuptools(source_tree: AnyPath) -> bool:
             backend = _module_of(document["tool"]["rapids-build-backend"]["build-backend"])
         if backend == "source_tree_lock.build_meta":
             return False
-        return (
-            backend == "setuptools.build_meta"
-            or backend in _WRAPPERS
-            or "backend-path" in table
-            or any(
-                each.strip().lower().startswith("setuptools") for each in table.get("requires", ())
-            )
-        )
+        if backend == "setuptools.build_meta" or backend in _WRAPPERS or "backend-path" in table:
+            return True
+        names = [each.strip().lower() for each in table.get("requires", ())]
+        return any(each.startswith("setuptools") for each in names)
     # A table of another shape, such as a list of backends, is as good as none.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return True
