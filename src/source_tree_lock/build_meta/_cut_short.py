@@ -77,7 +77,10 @@ def build_anew(*, only_metadata: bool) -> Generator[dict[str, str], None, None]:
                     command.force = True  # [tool.distutils] counts for more than any other file
                 paths = list(_left_over(command, name))
             for path in paths:
-                _remove(path)
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path)
+                elif os.path.lexists(path):
+                    os.unlink(path)
         run_command(self, name)
 
     with ExitStack() as stack:
@@ -105,14 +108,6 @@ def _left_over(command: Any, name: str) -> Iterator[str]:
         for library, details in command.libraries or ():
             yield from compiler.object_filenames(details["sources"], output_dir=command.build_temp)
             yield compiler.library_filename(library, output_dir=command.build_clib)
-
-
-def _remove(path: str) -> None:
-    with suppress(FileNotFoundError):
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
 
 
 def _forcing_config(directory: str) -> str:
