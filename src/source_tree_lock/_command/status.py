@@ -99,12 +99,11 @@ def _in_words(facts: dict[str, Any], holder: Holder | None) -> list[str]:
     if not facts["held"]:
         return [f"{tree}: free", f"lock file: {lock_file}"]
     words = [f"{tree}: held by {holder or 'an unknown process'}"]
-    if holder is not None:
-        since, directory = holder.since, facts["holder"]["working_directory"]
-        if since is not None:
-            words.append(f"since: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}")
-        if directory is not None:
-            words.append(f"working directory: {printable(directory)}")
+    known: dict[str, Any] = facts["holder"] or {}
+    if since := known.get("since"):
+        words.append(f"since: {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}")
+    if directory := known.get("working_directory"):
+        words.append(f"working directory: {printable(directory)}")
     if facts["waiters"]:
         words.append("waiting, in this order:")
         words += [f"  {each['program'] or '?'} (pid {each['pid']})" for each in facts["waiters"]]
