@@ -1,7 +1,10 @@
 """Entering a source tree: try, report who holds it, wait, check, register.
 
-Nobody enters without the kernel locks, or a lock inside the hold of an ancestor that has them:
-first the lock file, where callers queue and which keeps uv out, then the tree itself.
+An entry takes two kernel locks, always in this order: first the lock file, where callers queue and
+which keeps uv out, then the tree itself. They are released in reverse. If one is held, the caller
+waits in the queue of this process for it, whose thread hands it the lock that it was granted. Then
+the caller tries again, with that lock in hand. Inside the hold of an ancestor, an entry takes
+another lock file instead of the two. Nobody enters without a lock.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import _paths
 from ._hold import Hold, Owner, hold_of
 from ._holder import Wait, is_info_logged
-from ._kernel_lock import READ_ONLY, Identity, KernelLock, guard, in_child
+from ._kernel_lock import Identity, KernelLock, guard, in_child
 from ._paths import AnyPath, Digest, Place, Tree
 from ._record import blank_record, write_record
 from .errors import REFUSED, LockTimeout, LockUnavailable, NoLockFile, unavailable
@@ -66,7 +69,7 @@ class Entry:
         file: the lock file, while it is open.
         outer: the hold of an ancestor that this entry is inside of.
         looks_for_outer: whether to look for one before the next wait.
-        blocked_by: what could not be locked; ``None`` if the only way is to try again.
+        blocked_by: the lock that somebody else holds; ``None`` if there is no queue for it.
         blocked_below: path of the lock file of an inner hold that lasts.
     """
 
@@ -96,16 +99,17 @@ class Entry:
         with closing(self._steps()) as steps:
             for pause, seconds in steps:
                 pause.block(seconds)
-        return self._is_entered()
+        return self._finish()
 
     async def enter_async(self) -> bool:
         """Enter, waiting in this task; false if the time is up."""
         with closing(self._steps()) as steps:
             for pause, seconds in steps:
                 await pause.suspend(seconds)
-        return self._is_entered()
+        return self._finish()
 
-    def _is_entered(self) -> bool:
+    def _finish(self) -> bool:
+        """Report that the wait is over; whether the tree was entered."""
         if self.hold is None:
             return False
         if _reports:
@@ -144,7 +148,7 @@ class Entry:
             if hold is not None:
                 self.hold = hold  # first, so that an interrupted entry can be left
                 if hold.enter_again(self):
-                    tree.close()
+                    self.close()
                     return True
                 self.hold = None
             if self.outer is not None:
@@ -175,8 +179,8 @@ class Entry:
             self.blocked_by = None
             if tree.lock is None and self.file is None and self._no_file is not None:
                 raise self._no_file  # there is nothing to lock
-        # The record first: by it, a child of an earlier hold knows that this is another one, unless
-        # the child got in before. Then it is found below.
+        # Write the record before looking below. A child of an earlier hold that has not entered yet
+        # then sees another token, and does not enter; one that has entered is seen below.
         if self.file is not None and not self._token:
             with suppress(OSError):
                 self._token = write_record(self.file, for_children=self.request.for_children)
@@ -213,16 +217,9 @@ class Entry:
         outer = self.outer
         base, level = (self.file.path, 1) if outer is None else (outer.base or "", outer.level + 2)
         for path in _paths.inner_lock_files(base, level):
-            try:
-                inner = KernelLock(path, READ_ONLY)
-            except OSError:
-                continue  # nobody could lock it
-            try:
-                if not _paths.try_lock(inner):
-                    self.blocked_below = path
-                    return False
-            finally:
-                inner.close()
+            if _paths.is_locked(path):
+                self.blocked_below = path
+                return False
         return True
 
     def _is_in_place(self, tree: Tree) -> bool:
@@ -319,4 +316,8 @@ class Entry:
 
     def lasts(self) -> bool:
         """Whether it is inside a tree that this process holds."""
-        return self.hold is not None and self.hold.lasts()
+        return self.is_entered() and self.hold is not None and self.hold.lasts()
+
+    def is_entered(self) -> bool:
+        """Whether it entered and was not left."""
+        return self.hold is not None and self in self.hold.entries

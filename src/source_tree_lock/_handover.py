@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from . import _proc
-from ._hold import HELD_VARIABLE
+from ._hold import HELD_VARIABLE, all_holds
 from ._kernel_lock import Identity
 from ._paths import Place, inner_lock_file, inner_lock_files
 from .errors import LockUnavailable
@@ -31,6 +31,7 @@ class Outer(NamedTuple):
         pid: its holder.
         token: what the record in its lock file says while it lasts; empty if there is no record.
         has_tree: whether the tree itself is locked, which uv does not do.
+        directory: device and inode of the directory of the lock files; ``None`` where unknown.
     """
 
     tree: Identity
@@ -39,6 +40,7 @@ class Outer(NamedTuple):
     pid: int
     token: str
     has_tree: bool = True
+    directory: Identity | None = None
 
     def inner_place(self) -> Place:
         """The place of the lock file that its children take.
@@ -61,12 +63,15 @@ class Outer(NamedTuple):
         Its record, which has the token, counts, unless the kernel names another holder. Where no
         record can be read, the kernel has to name the holder.
         """
+        directory = _proc.identity_at(os.path.dirname(self.base or ""))
+        if self.directory is not None and directory != self.directory:
+            return False  # another directory is mounted there: siblings do not see its files
         file = None if self.base is None else inner_lock_file(self.base, self.level)
         tree = self.tree if self.level == 0 and self.has_tree else None
         named = _proc.kernel_holders(None if file is None else _proc.identity_at(file), tree)
         record = _proc.read_record(file) if file is not None and self.token else None
         if file is None or record is None:
-            # Of two holders, the one of the tree: the other one may still wait for it.
+            # A process that has the lock file may still wait for the tree, whose holder counts.
             return self.pid == (named[0] if named[1] is None else named[1])
         # What another host wrote may have been overwritten: a network file system caches it.
         if record.token != self.token or not record.is_of_this_boot:
@@ -93,12 +98,20 @@ def find_outer(tree: Identity, place: Place) -> Outer | None:
 
 def _handed_down() -> Iterator[Outer]:
     """What the environment of this process hands over, whether or not it lasts."""
-    with suppress(ValueError, TypeError, LookupError, OverflowError, RecursionError):
-        for each in json.loads(os.environ.get(HELD_VARIABLE) or "[]"):
+    own = {(os.getpid(), hold.token) for hold in all_holds()}  # may be in os.environ for children
+    try:
+        entries = list(json.loads(os.environ.get(HELD_VARIABLE) or "[]"))
+    except (ValueError, TypeError, RecursionError):
+        return
+    for each in entries:
+        with suppress(ValueError, TypeError, LookupError, AttributeError, OverflowError):
             device, inode = map(int, each["tree"])
             base = None if each["lock_file"] is None else str(each["lock_file"])
             level, pid, token = int(each["level"]), int(each["pid"]), str(each["token"])
-            yield Outer((device, inode), base, level, pid, token)
+            directory = each["directory"] and tuple(each["directory"])
+            outer = Outer((device, inode), base, level, pid, token, directory=directory)
+            if (pid, token) not in own:
+                yield outer
 
 
 def _held_by_ancestors(tree: Identity, place: Place) -> Iterator[Outer]:

@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ._kernel_lock import Identity, KernelLock, guard, in_child
+from ._kernel_lock import Identity, KernelLock, guard, identity_of, in_child, leads_to
 from ._paths import AnyPath, Tree, open_tree
 from ._record import blank_record
 from ._system import CAN_HAND_DOWN
@@ -100,8 +100,8 @@ class Hold:
         base: path of the lock file of the outermost hold; ``None`` where nobody can have it.
         level: how many holds this one is inside of.
         outer: the hold of an ancestor that this one is inside of.
-        entries: those of its owner that were not left. Leaving one of them twice is harmless, which
-            an interruption of the first attempt may take.
+        entries: those of its owner that were not left. A set, because leaving may be interrupted
+            and repeated.
         token: what the record says while the hold lasts; empty where none could be written.
     """
 
@@ -120,12 +120,15 @@ class Hold:
     def lasts(self) -> bool:
         """Whether this process holds it: not once it is over, nor in a forked child."""
         with guard:
-            return _holds.get(self.tree.identity) is self
+            return bool(self.entries) and _holds.get(self.tree.identity) is self
 
     def register(self) -> bool:
         """Have this process hold the tree; false if another owner of it does."""
         with guard:
-            return _holds.setdefault(self.tree.identity, self) is self
+            other = _holds.setdefault(self.tree.identity, self)
+            if not other.entries:  # it is over
+                other = _holds[self.tree.identity] = self
+            return other is self
 
     def enter_again(self, entry: Entry) -> bool:
         """Add one more entry; false if this is another owner's."""
@@ -137,21 +140,22 @@ class Hold:
         return True
 
     def leave(self, entry: Entry) -> None:
-        """Leave one entry. When all are left, the kernel locks are released."""
+        """Leave one entry. When all are left, the kernel locks are released.
+
+        If it is interrupted, it can be repeated.
+        """
         with guard:
-            if not self.lasts():
-                return
             self.entries.discard(entry)
-            if self.entries:
+            if self.entries or _holds.get(self.tree.identity) is not self:
                 return
-            del _holds[self.tree.identity]
-        try:
-            self.tree.close()
-        finally:
-            if self.file is not None:
-                if self.token:
-                    blank_record(self.file)
-                self.file.close()
+        self.tree.close()
+        if self.file is not None:
+            if self.token:
+                blank_record(self.file)
+            self.file.close()
+        with guard:
+            if _holds.get(self.tree.identity) is self:
+                del _holds[self.tree.identity]
 
     def descriptors(self) -> tuple[int, ...]:
         """Those that carry its locks: a child that inherits them keeps the tree locked."""
@@ -167,13 +171,14 @@ in_child(_holds.clear)
 def all_holds() -> list[Hold]:
     """All holds of this process."""
     with guard:
-        return list(_holds.values())
+        return [each for each in _holds.values() if each.entries]
 
 
 def hold_of(tree: Identity) -> Hold | None:
     """The hold of this process on a tree."""
     with guard:
-        return _holds.get(tree)
+        hold = _holds.get(tree)
+        return hold if hold is not None and hold.entries else None
 
 
 def current_hold(path: AnyPath = ".") -> Hold | None:
@@ -199,13 +204,15 @@ def environ_of(owner: Owner) -> dict[str, str]:
 
     entries = {}
     with suppress(ValueError, TypeError, LookupError, RecursionError):
-        entries = {str(each["tree"]): each for each in json.loads(os.environ[HELD_VARIABLE])}
+        for each in json.loads(os.environ[HELD_VARIABLE]):
+            entries[str((each["tree"], each["level"]))] = each
     for hold in all_holds():
         if owner.may_act_for(hold.owner):
             tree = list(hold.tree.identity)
-            entries[str(tree)] = {
+            entries[str((tree, hold.level))] = {
                 "tree": tree,
                 "lock_file": hold.base,
+                "directory": identity_of(leads_to(os.path.dirname(hold.base or ""))),
                 "level": hold.level,
                 "pid": os.getpid(),
                 "token": hold.token,

@@ -140,10 +140,11 @@ class SourceTreeLock:
         return {**vars(self), "_entries": []}
 
     def __del__(self) -> None:
-        lasting = [entry for entry in getattr(self, "_entries", ()) if entry.lasts()]
-        for entry in lasting:
+        entries = getattr(self, "_entries", ())
+        is_held = any([entry.lasts() for entry in entries])
+        for entry in entries:
             entry.leave()
-        if lasting and not sys.is_finalizing():  # else nothing can be imported any more
+        if is_held and not sys.is_finalizing():  # else nothing can be imported any more
             import warnings
 
             text = f"the lock of {self._path!r} was dropped while it held the tree"
@@ -167,7 +168,7 @@ class SourceTreeLock:
         entry = self._last_entry(Owner())
         if entry is not None:
             self._leave(entry)
-        # What the body raised matters more. What closes a generator it did not raise.
+        # An exception of the body is not replaced. GeneratorExit does not come from the body.
         elif exc_info[1] is None or isinstance(exc_info[1], GeneratorExit):
             raise RuntimeError(f"cannot release {self!r}: this thread or task has not entered it")
 
@@ -185,11 +186,11 @@ class SourceTreeLock:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        # An async generator may be closed by another task than the one that ran it. It leaves the
-        # last entry of a task, unless that might be the wrong tree's.
+        # An async generator may be closed by another task than the one that ran it. If all entries
+        # of tasks are inside one hold, the last one of them is left.
         if self._last_entry(Owner()) is None:
             with guard:
-                entries = [each for each in self._entries if each.hold and each.is_async]
+                entries = [each for each in self._entries if each.is_async and each.is_entered()]
             if len({each.hold for each in entries}) == 1:
                 self._leave(entries[-1])
                 return
@@ -242,7 +243,7 @@ class SourceTreeLock:
     def _new_entry(self, seconds: float | None, *, is_async: bool) -> Entry:
         entry = Entry(self._fixed_path(), self._request, seconds, is_async=is_async)
         with guard:
-            # Now, so that one that is interrupted is left when this object is dropped.
+            # Before it enters: `__del__` then leaves it, wherever it was interrupted.
             self._entries.append(entry)
         return entry
 
@@ -272,7 +273,8 @@ class SourceTreeLock:
         with guard:
             from ._decorator import decorate
 
-        # A function that was decorated by `@source_tree_lock` is the path, and its name leads here.
+        # `@source_tree_lock` without parentheses takes the function for the path, and then the
+        # function's name in its module leads to this object.
         names = getattr(self._path, "__globals__", {})
         is_bare = names.get(getattr(self._path, "__name__", None)) is self
         if function is None or args or kwargs or is_bare:

@@ -363,6 +363,27 @@ def try_lock(lock: KernelLock) -> bool:
     return False
 
 
+def is_locked(path: str) -> bool:
+    """Whether somebody has locked the lock file at a path. If not, it is locked for an instant.
+
+    Raises:
+        LockUnavailable: it cannot be opened.
+        OSError: the kernel refuses to lock it.
+    """
+    try:
+        lock = _open_existing(path)
+    except (BlockingIOError, FileNotFoundError):
+        return False  # a lease is no lock; it was removed just now
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False  # there is none
+        raise unavailable(error, path, errors.OPEN_LOCK_FILE) from error
+    try:
+        return not try_lock(lock)
+    finally:
+        lock.close()
+
+
 def is_smb(lock: KernelLock) -> bool:
     """Whether what is locked is on an SMB file system."""
     return _file_system_of(lock.identity[0]) in ("cifs", "smb3")

@@ -5,7 +5,6 @@ Where there is no /proc, less is known; nothing here fails because of that.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -13,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from . import _kernel_lock, _system
+from . import _system
 from ._holder import LETTERS, LONGEST_NAME, Holder, as_name, this_host
-from ._kernel_lock import READ_ONLY, Identity, KernelLock, guard, identity_of, leads_to
-from ._paths import inner_lock_files, try_lock
+from ._kernel_lock import Identity, guard, identity_of, leads_to
+from ._paths import inner_lock_files, is_locked, open_tree
 from ._record import SIZE, place, read
 from ._system import DIRECTORY, PROC
-from .errors import unavailable
+from .errors import LockUnavailable, unavailable
 
 #: Device and inode as the kernel writes them.
 Key = bytes
@@ -99,7 +98,7 @@ class Record(NamedTuple):
 
     def is_stale(self) -> bool:
         """Whether its writer is known to have ended; that of another host never is."""
-        return self.holder.is_local and not _system.is_alive(self.holder.pid)
+        return self.holder.is_local and not is_running(self.holder.pid)
 
 
 def read_record(path: str) -> Record | None:
@@ -166,35 +165,33 @@ def is_tree_held(lock_file: str, tree: str) -> bool:
     Raises:
         LockUnavailable: that cannot be determined.
     """
-    return any(map(is_held, (lock_file, *inner_lock_files(lock_file, 1)))) or (
-        DIRECTORY is not None and is_held(tree, flags=DIRECTORY)
-    )
+    if any(map(is_held, (lock_file, *inner_lock_files(lock_file, 1)))):
+        return True
+    if DIRECTORY is None:
+        return False
+    if kernel_holders(identity_at(tree)) != [None]:
+        return True
+    found = open_tree(tree)
+    try:
+        return not found.try_lock()
+    finally:
+        found.close()
 
 
-def is_held(path: str, *, flags: int = READ_ONLY) -> bool:
-    """Whether anybody has an flock on the file, or the directory, at a path.
+def is_held(path: str) -> bool:
+    """Whether anybody has an flock on the lock file at a path.
 
     Where the kernel names nobody, the lock is taken for an instant.
 
     Raises:
-        LockUnavailable: it exists, and cannot be opened.
+        LockUnavailable: it exists, and cannot be opened or locked.
     """
     try:
         found = identity_of(leads_to(path, os.lstat))
-        if found is None:
-            return False
-        if kernel_holders(found) != [None]:
-            return True
-        lock = KernelLock(path, flags)
-        try:
-            return not try_lock(lock)
-        finally:
-            lock.close()
-    except (BlockingIOError, FileNotFoundError):
-        return False  # a lease is no lock; it was removed just now
+        return found is not None and (kernel_holders(found) != [None] or is_locked(path))
+    except LockUnavailable:
+        raise
     except OSError as error:
-        if _kernel_lock.is_unsupported(error) or error.errno == errno.ENAMETOOLONG:
-            return False
         raise unavailable(error, path, "cannot determine whether it is locked") from error
 
 

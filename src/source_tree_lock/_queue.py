@@ -29,15 +29,15 @@ _AT_ONCE = 1.0
 
 
 class Turn:
-    """A caller's place in a queue, at its end. Its fields are changed under `guard`.
+    """A caller's place in a queue. Its fields are changed under `guard`.
 
     Args:
-        turns: those of the queue.
         loop: the event loop of a task; ``None`` for a thread.
     """
 
-    def __init__(self, turns: deque[Turn], loop: asyncio.AbstractEventLoop | None) -> None:
-        self._turns = turns
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        #: The queue that it joined.
+        self.turns: deque[Turn] = deque()
         self._loop = loop
         self._offer: KernelLock | Exception | None = None
         self._is_taken = False
@@ -45,12 +45,17 @@ class Turn:
         # The caller waits for one of these, until the thread has something for it.
         self._event = threading.Event()
         self._future: asyncio.Future[None] | None = None if loop is None else loop.create_future()
-        turns.append(self)
 
     # For the caller
 
+    def join(self, turns: deque[Turn]) -> None:
+        """Take the last place in a queue."""
+        with guard:
+            self.turns = turns
+            turns.append(self)
+
     def is_over(self) -> bool:
-        """Whether the thread had something for the caller: it is to take it, or to try again."""
+        """Whether the thread has offered something: the caller takes it, or tries again."""
         return self._event.is_set() if self._future is None else self._future.done()
 
     def block(self, seconds: float) -> None:
@@ -83,13 +88,17 @@ class Turn:
         with guard:
             self._offer = None
             self._answered.set()
-            if self in self._turns:
-                self._turns.remove(self)
+            if self in self.turns:
+                self.turns.remove(self)
 
     # For the thread
 
-    def is_accepted(self, outcome: KernelLock | Exception) -> bool:
-        """Offer what was granted, or what went wrong; whether the caller took it."""
+    def offer(self, outcome: KernelLock | Exception) -> bool:
+        """Offer what was granted, or what went wrong, and wait until the caller has answered.
+
+        Returns:
+            Whether the caller took it. It does not if it gave up, or its loop has stopped.
+        """
         with guard:
             if self._answered.is_set():
                 return False
@@ -145,8 +154,9 @@ class Queue:
             except Exception as error:  # for the callers, who raise it
                 outcome = error
             while (turn := self._next_turn(outcome)) is not None:
-                if turn.is_accepted(outcome) and isinstance(outcome, KernelLock):
+                if turn.offer(outcome) and isinstance(outcome, KernelLock):
                     break
+            del outcome, turn  # else this frame would keep them during the next wait
             with guard:
                 if not self.turns:
                     if _queues.get(self.path) is self:
@@ -172,6 +182,10 @@ class Queue:
             except BlockingIOError:  # a lease, which will be given back
                 time.sleep(_LOOK_EVERY)
                 continue
+            except (FileNotFoundError, NotADirectoryError, LockUnavailable):
+                raise
+            except OSError as error:
+                raise unavailable(error, self.path, "it cannot be opened") from error
             with guard:
                 self.lock = lock
             is_in_place = False
@@ -198,38 +212,38 @@ _queues: dict[str, Queue] = {}
 in_child(_queues.clear)
 
 
-def join(
-    path: str, open_lock: Callable[[], KernelLock], loop: asyncio.AbstractEventLoop | None
-) -> Turn | None:
-    """A turn in the queue for the lock at a path; ``None`` if no thread can be started to wait."""
+def join(turn: Turn, path: str, open_lock: Callable[[], KernelLock]) -> bool:
+    """Have a turn join the queue for the lock at a path; false if no thread can be started."""
     with guard:
         queue = _queues.get(path)
         if queue is not None:
-            return Turn(queue.turns, loop)
+            turn.join(queue.turns)
+            return True
         queue = Queue(path, open_lock)
-        turn = Turn(queue.turns, loop)
+        turn.join(queue.turns)
         try:
             threading.Thread(target=queue.serve, daemon=True).start()
         except RuntimeError:
-            return None
+            return False
         _queues[path] = queue
-    return turn
+    return True
 
 
 def try_again(lock: KernelLock) -> KernelLock:
     """A lock that could not be taken, taken if only our own thread was in the way.
 
-    The thread may wait on behalf of callers that gave up: it is then granted the lock for nobody,
-    and releases it at once. Locking the very file that it has open changes nothing in this moment,
-    and fails if somebody else has the lock.
+    The thread may still wait on behalf of callers that gave up. When it is granted the lock, it
+    releases it at once, and a try that comes just then would fail. So the descriptor on which the
+    thread waits is tried: that succeeds only if the thread has the lock, or is about to get it.
     """
-    with guard:
-        queue = _queues.get(lock.path)
-        if queue is None or queue.lock is None or queue.turns or not queue.lock.try_lock():
-            try_lock(lock)  # the thread may have released it just now
-            return lock
-        turn = Turn(queue.turns, None)
+    turn = Turn(None)
     try:
+        with guard:
+            queue = _queues.get(lock.path)
+            if queue is None or queue.lock is None or queue.turns or not queue.lock.try_lock():
+                try_lock(lock)  # the thread may have released it just now
+                return lock
+            turn.join(queue.turns)
         turn.block(_AT_ONCE)  # longer only if the file was replaced just now
         granted = turn.take()
     finally:

@@ -6,7 +6,6 @@ trio, and where threads are green, it asks again every 1 to 50 ms.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -36,9 +35,11 @@ CHECK_AFTER = 1.0
 WARN_AFTER = 10.0
 _FIRST_NAP = 0.001
 _LONGEST_NAP = 0.05
-#: The longest sleep without a look, in seconds: a signal that the kernel gave to another thread is
-#: handled then.
+#: The longest sleep, in seconds. If the kernel gave a signal to another thread, Python's handler
+#: runs when the main thread wakes.
 _LONGEST_PAUSE = 1.0
+#: The longest time between two attempts of one wait, in seconds.
+_LONGEST_GAP = 10.0
 
 
 class Nap:
@@ -71,6 +72,8 @@ class Report:
         next_tick: when `while_waiting` is due.
         next_check: when it is due to check whether the wait can end.
         is_warned: whether a warning said who holds the tree.
+        is_deadlock_warned: whether a warning said that the wait may never end.
+        ended: when the last attempt ended.
     """
 
     def __init__(self, request: Request, started: float) -> None:
@@ -80,6 +83,13 @@ class Report:
         self.next_tick = started + TICK
         self.next_check = started + CHECK_AFTER
         self.is_warned = False
+        self.is_deadlock_warned = False
+        self.ended = started
+
+    def goes_on_in(self, later: Report) -> bool:
+        """Whether a later attempt is part of the same wait."""
+        is_soon = later.started - self.ended < _LONGEST_GAP
+        return is_soon and (self.holder, self.callbacks) == (later.holder, later.callbacks)
 
 
 class Waiting:
@@ -101,10 +111,7 @@ class Waiting:
         _deadlocks.refuse_endless_wait(entry, is_green=green_sleep() is not None)
         report, before = self._report, entry.reports.get(entry.identity)
         self._holder = report.holder = self._find_holder()
-        if before is not None and (before.holder, before.callbacks) == (
-            report.holder,
-            report.callbacks,
-        ):
+        if before is not None and before.goes_on_in(report):
             self._report = before
             return
         entry.reports[entry.identity] = report
@@ -119,26 +126,28 @@ class Waiting:
         """Give what to wait for until the next attempt, and for how long at most."""
         if not self._is_begun:
             self._begin()
-        turn = self._join_queue()
-        if turn is None:
-            yield Nap(), self._seconds(self._nap)
-            self._nap = min(self._nap * 2, _LONGEST_NAP)
-            self._do_what_is_due()
-            return
+        turn = self._new_turn()
         try:
+            if turn is None or not self._join_queue(turn):
+                yield Nap(), self._seconds(self._nap)
+                self._nap = min(self._nap * 2, _LONGEST_NAP)
+                self._do_what_is_due()
+                return
             while not turn.is_over() and not self._entry.is_time_up():
                 yield turn, self._seconds(_LONGEST_PAUSE)
                 if not turn.is_over() and self._do_what_is_due():
                     return
-            # The lock directory is gone, and the tree alone may serve; or the tree is gone, and the
-            # next attempt says so, unless the path leads to another one by now.
+            # If the lock directory is gone, the tree alone may serve. If the tree is gone, the next
+            # attempt says so, or follows the path to another one.
             with suppress(NoLockFile, FileNotFoundError, NotADirectoryError):
                 self._adopt(turn.take())
         finally:
-            turn.leave()
+            if turn is not None:
+                turn.leave()
 
     def stop(self) -> None:
         """The entry does not wait any more, whether it got the tree or not."""
+        self._report.ended = time.monotonic()
         with guard:
             _deadlocks.waiting.discard(self._entry)
 
@@ -147,32 +156,39 @@ class Waiting:
         if self._entry.request.after_wait is not None:
             self._entry.request.after_wait(self._wait())
 
-    def _join_queue(self) -> Turn | None:
-        """A turn in the queue for what is waited for; ``None`` where there is no queue."""
+    def _new_turn(self) -> Turn | None:
+        """A turn for a queue; ``None`` where there is none for what is waited for."""
+        entry = self._entry
+        lock = entry.blocked_by
+        if lock is None or not HAS_QUEUE or green_sleep() or is_smb(lock):
+            return None
+        if not entry.is_async:
+            return Turn(None)
+        if not running_task("asyncio"):
+            return None
+        import asyncio  # loaded: a task runs
+
+        return Turn(asyncio.get_running_loop())
+
+    def _join_queue(self, turn: Turn) -> bool:
+        """Join the queue for what is waited for; false if no thread can be started to wait."""
         entry = self._entry
         lock, place = entry.blocked_by, entry.place
-        loop = None
-        if lock is None or place is None or not HAS_QUEUE or green_sleep() or is_smb(lock):
-            return None
-        if entry.is_async:
-            if not running_task("asyncio"):
-                return None
-            import asyncio  # loaded: a task runs
-
-            loop = asyncio.get_running_loop()
+        assert lock is not None
+        assert place is not None
         path = place.path
         open_lock: Callable[[], KernelLock] = partial(open_lock_file, place)
         if lock is not entry.file:
             path = entry.tree_path  # not as it was given: that may be a symbolic link, or relative
             open_lock = partial(KernelLock, path, SAFE | (DIRECTORY or 0))
-        turn = join(path, open_lock, loop)
-        if turn is not None:
-            # The thread has its own descriptor: a thousand waiters cost no more.
-            if lock is entry.file:
-                entry.close()
-            elif entry.tree is not None:
-                entry.tree.close()
-        return turn
+        if not join(turn, path, open_lock):
+            return False
+        # The thread has a descriptor of its own, which serves a thousand callers.
+        if lock is entry.file:
+            entry.close()
+        elif entry.tree is not None:
+            entry.tree.close()
+        return True
 
     def _adopt(self, lock: KernelLock | None) -> None:
         """Take over the lock that the thread of the queue was granted."""
@@ -208,8 +224,9 @@ class Waiting:
         tries_again = False
         if now >= report.next_check:
             waited = now - report.started
-            is_warned = _deadlocks.warn_of_deadlock(self._entry, waited)
-            report.next_check = math.inf if is_warned else now + max(CHECK_AFTER, waited)
+            report.next_check = now + max(CHECK_AFTER, waited)
+            if not report.is_deadlock_warned:
+                report.is_deadlock_warned = _deadlocks.warn_of_deadlock(self._entry, waited)
             tree = self._entry.tree
             is_elsewhere = tree is not None and not tree.is_in_place()
             tries_again = self._entry.find_outer() or is_elsewhere
