@@ -18,9 +18,10 @@ from .building import ANEW, SETUPTOOLS, Project
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills builds by SIGKILL")
 
-#: Ruins a build when it opens a file {name}... to write it, or any in the tree where that is empty,
-#: for the {moment}th time: that file is left empty, and all that it has made so far are cut in half
-#: and look newer than their sources. Then it {ends}. At its end it prints how often it was.
+#: Ruins a build when it opens a file {name}... to write it for the {moment}th time: that file is
+#: left empty, and all that it has made so far are cut in half and look newer than their sources.
+#: Where {name} is empty, any file in the tree counts, and the others are left as they are. Then it
+#: {ends}. At its end it prints how often it was.
 RUIN = """
 import atexit, os, signal, sys
 def files():
@@ -38,7 +39,7 @@ def ruin(event, arguments):
         times += 1
         if times == {moment}:
             open(path, "w").close()
-            for path in set(files()) - before:
+            for path in set(files()) - before if "{name}" else ():
                 os.truncate(path, os.path.getsize(path) // 2)
             {ends}
 sys.addaudithook(ruin)
