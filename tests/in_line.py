@@ -18,8 +18,9 @@ each_lock = pytest.mark.parametrize("blocked_by", ["lock file", "tree"])
 
 def holding(tree: Path, blocked_by: str) -> AbstractContextManager[Child]:
     """Another process holds the tree, in the way of others by one of `each_lock`."""
-    environ = {"TMPDIR": str(tree.parent)} if blocked_by == "tree" else {}
-    return held_elsewhere(tree, environ=environ)
+    return held_elsewhere(
+        tree, environ={"TMPDIR": str(tree.parent)} if blocked_by == "tree" else {}
+    )
 
 
 def has_queue(path: Path) -> bool:
@@ -55,9 +56,7 @@ class WaitingTask:
         self.lock_file = lock_file
         self.loop = asyncio.new_event_loop()
         self.task = self.loop.create_task(self._enter(tree))
-        while not waiting_in_line(self.lock_file):
-            assert not self.task.done()
-            self.run_once()
+        self.run_until_waiting()
 
     async def _enter(self, tree: Path) -> None:
         async with source_tree_lock(tree):
@@ -68,6 +67,11 @@ class WaitingTask:
         for function in (*functions, self.loop.stop):
             self.loop.call_soon(function)
         self.loop.run_forever()
+
+    def run_until_waiting(self) -> None:
+        while not waiting_in_line(self.lock_file):
+            assert not self.task.done()
+            self.run_once()
 
     def let_grant(self, holder: Child) -> None:
         """The holder lets go; the loop, which must get nowhere, has been told of the grant."""

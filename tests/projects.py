@@ -6,10 +6,12 @@ import hashlib
 import tarfile
 import zipfile
 from pathlib import Path
-
-from pyproject_hooks import BuildBackendHookCaller
+from typing import TYPE_CHECKING
 
 from source_tree_lock import source_tree_lock
+
+if TYPE_CHECKING:
+    from pyproject_hooks import BuildBackendHookCaller
 
 #: What an archive holds: the name of each file with the hash of its content.
 Content = dict[str, str]
@@ -18,12 +20,16 @@ _PYPROJECT = """\
 [build-system]
 requires = ["setuptools"]
 build-backend = "{backend}"
+
 [project]
 name = "sample"
 version = "1.0"
-[tool.setuptools]
-packages.find.where = ["src"]
-package-data.sample = ["*.txt"]
+
+[tool.setuptools.packages.find]
+where = ["src"]
+
+[tool.setuptools.package-data]
+sample = ["*.txt"]
 """
 
 _WITNESS = """
@@ -73,20 +79,23 @@ def archives(directory: Path) -> list[Path]:
 
 def content(archive: Path) -> Content:
     """What a wheel or an sdist holds."""
-    found: dict[str, bytes] = {}
+    found = {}
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             names = wheel.namelist()
             assert len(set(names)) == len(names), "something is packed twice"
-            found = {name: wheel.read(name) for name in names}
-            [record] = [name for name in names if name.endswith("/RECORD")]
-            found[record] = b"\n".join(sorted(found[record].splitlines()))  # in any order
+            for name in names:
+                data = wheel.read(name)
+                if name.endswith("/RECORD"):
+                    data = b"\n".join(sorted(data.splitlines()))  # its order means nothing
+                found[name] = hashlib.sha256(data).hexdigest()
     else:
         with tarfile.open(archive) as sdist:
             for member in sdist.getmembers():
                 file = sdist.extractfile(member)
-                found[member.name] = b"" if file is None else file.read()
-    return {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
+                data = b"" if file is None else file.read()
+                found[member.name] = hashlib.sha256(data).hexdigest()
+    return found
 
 
 #: What setuptools is told to do by all hooks together: the words of a `Witness` begin with them.

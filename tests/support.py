@@ -24,11 +24,6 @@ from source_tree_lock import SourceTreeLock, source_tree_lock
 #: Longer than anything takes on a loaded machine: only a deadlock lasts this long, in seconds.
 LIMIT = 60.0
 
-
-class Ended(AssertionError):
-    """The process told nothing more."""
-
-
 #: A child's script that holds a tree until it is told to let go. Arguments: the tree.
 HOLD = """
     import sys
@@ -39,11 +34,14 @@ HOLD = """
     tell("released")
 """
 
-_RIGHTS = "-dac_override,-dac_read_search"
 #: Before a command: what the mode of a file forbids is forbidden to root too (setpriv(1)).
 WITHOUT_ROOTS_RIGHTS: tuple[str, ...] = ()
 if sys.platform == "linux" and os.geteuid() == 0:
-    WITHOUT_ROOTS_RIGHTS = ("setpriv", "--bounding-set", _RIGHTS, "--inh-caps", _RIGHTS)
+    _capabilities = "-dac_override,-dac_read_search"
+    WITHOUT_ROOTS_RIGHTS = (
+        *("setpriv", "--bounding-set", _capabilities),
+        *("--inh-caps", _capabilities),
+    )
 
 #: What every child knows.
 PRELUDE = """
@@ -57,6 +55,10 @@ def heard():
         raise SystemExit("the test has ended")
     return line.strip()
 """
+
+
+class Ended(AssertionError):
+    """The process told nothing more."""
 
 
 class Teller:
@@ -89,6 +91,7 @@ class Teller:
         return line.decode()
 
     def how_it_ended(self) -> str:
+        """What is known of the end of one that tells nothing more."""
         return "has ended"
 
     def expect(self, words: str) -> None:
@@ -108,10 +111,11 @@ class Teller:
     def rest(self) -> list[str]:
         """All that it tells until it has ended."""
         lines = []
-        with suppress(Ended):
-            while True:
+        while True:
+            try:
                 lines.append(self.line())
-        return lines
+            except Ended:
+                return lines
 
 
 class Child(Teller):
@@ -126,9 +130,14 @@ class Child(Teller):
         cwd: str | os.PathLike[str] | None = None,
         pass_fds: tuple[int, ...] = (),
     ) -> None:
-        code = PRELUDE + textwrap.dedent(script)
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-c", code, *map(str, arguments)],
+            [
+                *prefix,
+                sys.executable,
+                "-c",
+                PRELUDE + textwrap.dedent(script),
+                *map(str, arguments),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **(environ or {})},
@@ -198,7 +207,11 @@ def flocked(path: Path) -> Iterator[Child]:
 
 def wait_until_blocked(pid: int, seconds: float = LIMIT) -> None:
     """Until the kernel lists the process as waiting for an flock (Linux)."""
-    wait_until(lambda: [str(pid)] in [each[5:6] for each in waiting_locks()], seconds)
+    waiting = ["->", "FLOCK"]
+    wait_until(
+        lambda: any(each[1:3] == waiting and each[5] == str(pid) for each in listed_locks()),
+        seconds,
+    )
 
 
 def wait_until_asleep(pid: int) -> None:
@@ -216,8 +229,10 @@ def open_descriptors() -> set[str]:
     """What the descriptors of this process lead to, where the system lists them."""
     found = set()
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        with suppress(OSError):
+        try:
             found.add(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue
     return found
 
 
@@ -246,9 +261,11 @@ def unshared(*options: str) -> tuple[str, ...]:
     """
     import pytest  # not in the children that import this module
 
-    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"):
-        pytest.skip("only Linux has namespaces, and only root makes them, with unshare(1)")
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only Linux has namespaces, and only root makes them")
     prefix = ("unshare", *options, "--")
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare(1)")
     tried = subprocess.run([*prefix, "true"], capture_output=True, timeout=LIMIT)
     if tried.returncode:
         pytest.skip(f"no such namespaces here: {tried.stderr.decode().strip()}")
@@ -310,15 +327,14 @@ def listed_locks() -> list[list[str]]:
     return [line.split() for line in Path("/proc/locks").read_text().splitlines()]
 
 
-def waiting_locks() -> list[list[str]]:
-    """The fields of those that wait for an flock (Linux)."""
-    return [fields for fields in listed_locks() if fields[1:3] == ["->", "FLOCK"]]
-
-
 def waiters(path: Path) -> list[int]:
     """The processes that the kernel lists as waiting for an flock on a file (Linux)."""
     inode = str(path.stat().st_ino)
-    return [int(each[5]) for each in waiting_locks() if each[6].rpartition(":")[2] == inode]
+    return [
+        int(fields[5])
+        for fields in listed_locks()
+        if fields[1:3] == ["->", "FLOCK"] and fields[6].rpartition(":")[2] == inode
+    ]
 
 
 def start(*command: object, cwd: Path | None = None, **environ: str) -> subprocess.Popen[str]:
@@ -398,9 +414,10 @@ def is_taken(tree: Path) -> bool:
 
     def get_in() -> bool:
         lock = source_tree_lock(tree)
-        if got_in := lock.acquire(blocking=False):
-            lock.release()
-        return got_in
+        if not lock.acquire(blocking=False):
+            return False
+        lock.release()
+        return True
 
     got_in = in_thread(get_in)
     assert type(got_in) is bool, got_in

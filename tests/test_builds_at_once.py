@@ -33,12 +33,19 @@ from source_tree_lock.adapters import locked_runner
 ProjectBuilder(sys.argv[1], runner=locked_runner()).build("sdist", sys.argv[2])
 """
 Command = list[object]
-#: What builds a wheel. Arguments: the directory of the wheel, the source tree.
-TOOLS = {
-    "pip": "pip wheel -q --no-build-isolation --no-deps -w",
-    "build": "build -n --wheel -o",
-    "uv": f"uv build -q -p {sys.executable} --wheel --no-build-isolation --offline --no-config -o",
-}
+
+
+def pip(tree: Path, out: Path) -> Command:
+    return [*PYTHON, *"pip wheel -q --no-build-isolation --no-deps -w".split(), out, tree]
+
+
+def build(tree: Path, out: Path) -> Command:
+    return [*PYTHON, *"build -n --wheel -o".split(), out, tree]
+
+
+def uv(tree: Path, out: Path) -> Command:
+    options = "-q --wheel --no-build-isolation --offline --no-config --no-cache".split()
+    return [*PYTHON, "uv", "build", *options, "--python", sys.executable, "-o", out, tree]
 
 
 def alone(backend: str, tmp_path: Path) -> dict[str, Content]:
@@ -57,6 +64,10 @@ def run_at_once(tree: Path, commands: list[Command], **environ: str) -> None:
     finish(*processes)
 
 
+def example(script: str, tree: Path, out: Path) -> Command:
+    return [sys.executable, EXAMPLES / script, tree, out]
+
+
 @pytest.mark.parametrize(
     "script", ["frontend_build.py", "frontend_pyproject_hooks.py", "frontend_pyproject_api.py"]
 )
@@ -68,7 +79,7 @@ def test_frontends_with_an_adapter_build_right_archives(
     expected = alone(backend, tmp_path)
     make_project(tree, backend)
     outs = [tmp_path / str(number) for number in range(10 if long_run else 3)]
-    commands: list[Command] = [[sys.executable, EXAMPLES / script, tree, out] for out in outs]
+    commands = [example(script, tree, out) for out in outs]
     if script == "frontend_build.py":
         commands[::2] = [[sys.executable, "-c", SDIST, tree, out] for out in outs[::2]]
     run_at_once(tree, commands)
@@ -82,9 +93,10 @@ def test_pip_build_and_uv_build_right_wheels_of_a_project_with_our_backend(
 ) -> None:
     expected = alone(OURS, tmp_path)
     make_project(tree, OURS)
-    tools = {tmp_path / f"{each}{n}": each for each in TOOLS for n in range(5 if long_run else 1)}
-    run_at_once(tree, [[*PYTHON, *TOOLS[tool].split(), out, tree] for out, tool in tools.items()])
-    for out in tools:
+    tools = [pip, build, uv] * (5 if long_run else 1)
+    outs = [tmp_path / str(number) for number in range(len(tools))]
+    run_at_once(tree, [tool(tree, out) for tool, out in zip(tools, outs, strict=True)])
+    for out in outs:
         [wheel] = archives(out)
         assert content(wheel) == expected[".whl"]
 
@@ -124,15 +136,21 @@ set_env = PYTHONPATH = {path}
 
 
 @pytest.mark.parametrize(
-    ("package", "backend"), [("editable", OURS), ("wheel", "setuptools.build_meta")]
+    ("package", "backend"),
+    [("wheel", OURS), ("editable", OURS), ("wheel", "setuptools.build_meta")],
 )
 def test_two_tox_runs_at_once_pass(tree: Path, tmp_path: Path, package: str, backend: str) -> None:
     """With setuptools' own backend, it is the plugin that locks."""
     if backend != OURS and not entry_points(group="tox", name="source-tree-lock"):
         pytest.skip("tox finds plugins of installed distributions only")
     make_project(tree, backend)
-    text = (tree / "pyproject.toml").read_text().replace('["setuptools"]', "[]", 1)
-    (tree / "pyproject.toml").write_text(text)
+    pyproject = tree / "pyproject.toml"
+    pyproject.write_text(
+        pyproject.read_text().replace('requires = ["setuptools"]', "requires = []")
+    )
     (tree / "tox.ini").write_text(TOX.format(package=package, path=packages_of_this_environment()))
-    tox = [*PYTHON, "tox", "run", "-e", "py", "--workdir"]
-    run_at_once(tree, [[*tox, tmp_path / each] for each in ("one", "two")], PIP_NO_INDEX="1")
+    directories = [tmp_path / "one", tmp_path / "two"]
+    commands: list[Command] = [
+        [*PYTHON, "tox", "run", "-e", "py", "--workdir", directory] for directory in directories
+    ]
+    run_at_once(tree, commands, PIP_NO_INDEX="1")

@@ -6,26 +6,15 @@ import importlib
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-RECORD = "sample-1.0.dist-info/RECORD"
-RIGHT = {"sample/a.py": "1", "sample/b.py": "2", RECORD: "a\nb\n"}
-WHEELS = {
-    "right": [RIGHT],
-    "a record in another order": [{**RIGHT, RECORD: "b\na\n"}],
-    "a module is missing": [{name: RIGHT[name] for name in ("sample/a.py", RECORD)}],
-    "a module is empty": [{**RIGHT, "sample/b.py": ""}],
-    "a module is there twice": [{**RIGHT, "build/lib/sample/a.py": "1"}],
-    "the record is another": [{**RIGHT, RECORD: "a\n"}],
-    "no wheel": [],
-    "two wheels": [RIGHT, RIGHT],
-    "cut short": [RIGHT],
-}
 
 
 @pytest.fixture
@@ -40,29 +29,57 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             del sys.modules[name]
 
 
-def wheels_in(directory: Path, wheels: list[dict[str, str]]) -> Path:
+def wheel(directory: Path, members: dict[str, str]) -> Path:
     directory.mkdir()
-    for number, members in enumerate(wheels):
-        with zipfile.ZipFile(directory / f"sample-{number}-py3-none-any.whl", "w") as archive:
-            for name, text in members.items():
-                archive.writestr(name, text)
+    with zipfile.ZipFile(directory / "sample-1.0-py3-none-any.whl", "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
     return directory
 
 
-@pytest.mark.parametrize("name", WHEELS)
-def test_a_build_that_says_it_succeeded_is_right_only_with_the_content_of_the_one_built_alone(
-    job: Any, tmp_path: Path, name: str
+RIGHT = {"sample/a.py": "1", "sample/b.py": "2", "sample-1.0.dist-info/RECORD": "a\nb\n"}
+WRONG = {
+    "a module is missing": {name: text for name, text in RIGHT.items() if name != "sample/b.py"},
+    "a module is empty": {**RIGHT, "sample/b.py": ""},
+    "a module is there twice": {**RIGHT, "build/lib/sample/a.py": "1"},
+    "the record is another": {**RIGHT, "sample-1.0.dist-info/RECORD": "a\n"},
+}
+
+
+@pytest.mark.parametrize("members", WRONG.values(), ids=WRONG)
+def test_a_wheel_with_other_content_is_counted_as_wrong(
+    job: Any, tmp_path: Path, members: dict[str, str]
 ) -> None:
-    expected = job.wheel_content(wheels_in(tmp_path / "expected", [RIGHT]))
-    built = wheels_in(tmp_path / "built", WHEELS[name])
-    if name == "cut short":
-        [wheel] = built.iterdir()
-        wheel.write_bytes(wheel.read_bytes()[:-10])
     tally = job.Tally("some builds")
+    expected = job.wheel_content(wheel(tmp_path / "expected", RIGHT))
+    tally.count(wheel(tmp_path / "built", members), 0, "", expected)
+    assert (tally.failed, tally.wrong, tally.right) == (0, 1, 0)
+    assert not tally.is_perfect()
+
+
+def test_a_wheel_whose_record_is_in_another_order_is_right(job: Any, tmp_path: Path) -> None:
+    tally = job.Tally("some builds")
+    expected = job.wheel_content(wheel(tmp_path / "expected", RIGHT))
+    built = wheel(tmp_path / "built", {**RIGHT, "sample-1.0.dist-info/RECORD": "b\na\n"})
     tally.count(built, 0, "", expected)
-    is_right = name in ("right", "a record in another order")
-    assert (tally.failed, tally.wrong, tally.right) == (0, not is_right, is_right)
-    assert tally.is_perfect() == is_right
+    assert tally.is_perfect()
+
+
+@pytest.mark.parametrize("damage", ["no wheel", "two wheels", "cut short"])
+def test_a_build_that_says_it_succeeded_and_left_no_readable_wheel_is_wrong(
+    job: Any, tmp_path: Path, damage: str
+) -> None:
+    expected = job.wheel_content(wheel(tmp_path / "expected", RIGHT))
+    (built,) = wheel(tmp_path / "built", RIGHT).iterdir()
+    if damage == "no wheel":
+        built.unlink()
+    elif damage == "two wheels":
+        built.with_name("sample-2.0-py3-none-any.whl").write_bytes(built.read_bytes())
+    else:
+        built.write_bytes(built.read_bytes()[:-10])
+    tally = job.Tally("some builds")
+    tally.count(built.parent, 0, "", expected)
+    assert (tally.failed, tally.wrong, tally.right) == (0, 1, 0)
 
 
 def test_a_build_that_fails_under_the_lock_makes_the_main_job_fail_and_say_so(

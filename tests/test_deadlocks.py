@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 from in_line import each_lock, holding, lock_file, until_waiting
-from support import LIMIT, Child, is_free, wait_until_asleep
+from support import LIMIT, Child, held_elsewhere, in_thread, is_free, wait_until, wait_until_asleep
 
 from source_tree_lock import Wait, _deadlocks, _wait, source_tree_lock
 
@@ -116,6 +116,22 @@ def test_what_interrupts_a_wait_does_not_wait_in_its_midst(
             waiter.expect(words)
 
 
+def test_a_wait_that_was_interrupted_hinders_no_later_one(tree: Path) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(wait: Wait) -> None:
+        raise Interrupted
+
+    with held_elsewhere(tree) as holder:
+        with pytest.raises(Interrupted) as kept:  # and with it all that it was raised in
+            source_tree_lock(tree, while_waiting=interrupt).acquire()
+        assert not source_tree_lock(tree).acquire(timeout=0.3)
+        holder.say()
+        with source_tree_lock(tree):
+            assert kept
+
+
 # Waits that may never end
 
 
@@ -123,9 +139,41 @@ class Warned(Exception):
     """Ends a wait that was warned of."""
 
 
-@pytest.mark.parametrize("waits_in", ["pool", "to_thread", "child task"])
+Lock = source_tree_lock
+
+
+def _pool(tree: Path, lock: Lock) -> None:
+    with source_tree_lock(tree), ThreadPoolExecutor(1) as pool:
+        pool.submit(lock.acquire).result()
+
+
+async def _to_thread(tree: Path, lock: Lock) -> None:
+    async with source_tree_lock(tree):
+        await asyncio.to_thread(lock.acquire)
+
+
+async def _child_task(tree: Path, lock: Lock) -> None:
+    async with source_tree_lock(tree):
+        await asyncio.create_task(lock.__aenter__())
+
+
+async def _trio_thread(tree: Path, lock: Lock) -> None:
+    async with source_tree_lock(tree):
+        await trio.to_thread.run_sync(lock.acquire)
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        _pool,
+        lambda *arguments: asyncio.run(_to_thread(*arguments)),
+        lambda *arguments: asyncio.run(_child_task(*arguments)),
+        lambda *arguments: trio.run(_trio_thread, *arguments),
+    ],
+    ids=["pool", "to_thread", "child task", "trio's thread"],
+)
 def test_a_wait_for_another_thread_or_task_of_this_process_is_warned_of_once(
-    waits_in: str,
+    waits: Callable[[Path, Lock], None],
     tree: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -134,25 +182,23 @@ def test_a_wait_for_another_thread_or_task_of_this_process_is_warned_of_once(
         if wait.waited > 1 and caplog.records:  # a second warning would have come by then
             raise Warned
 
-    async def main() -> None:
-        async with source_tree_lock(tree):
-            if waits_in == "to_thread":
-                await asyncio.to_thread(lock.acquire)
-            else:
-                await asyncio.create_task(lock.__aenter__())
-
     assert _deadlocks._WARN_OF_OWN_AFTER == 4
     monkeypatch.setattr(_wait, "CHECK_AFTER", 0.1)
     monkeypatch.setattr(_deadlocks, "_WARN_OF_OWN_AFTER", 0.2)
-    lock = source_tree_lock(tree, timeout=LIMIT, while_waiting=stop)
-    if waits_in == "pool":
-        with source_tree_lock(tree), ThreadPoolExecutor(1) as pool, pytest.raises(Warned):
-            pool.submit(lock.acquire).result()
-    else:
-        with pytest.raises(Warned):
-            asyncio.run(main())
+    with pytest.raises(Warned):
+        waits(tree, source_tree_lock(tree, timeout=LIMIT, while_waiting=stop))
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert str(tree) in record.getMessage()
     assert "another thread of this process" in record.getMessage()
     assert "Release the tree before you wait" in record.getMessage()
+
+
+def test_a_short_wait_for_another_thread_is_not_warned_of(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_wait, "CHECK_AFTER", 0.05)
+    with source_tree_lock(tree):
+        assert in_thread(lambda: source_tree_lock(tree).acquire(timeout=0.5)) is False
+    wait_until(lambda: is_free(tree))
+    assert caplog.records == []

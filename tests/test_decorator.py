@@ -7,7 +7,6 @@ import functools
 import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,24 @@ def test_a_decorated_function_runs_under_the_lock_and_looks_as_before(
     assert inspect.iscoroutinefunction(decorated) is is_async
 
 
+def test_an_exception_from_a_decorated_function_comes_out_as_it_is(tree: Path) -> None:
+    raised = KeyError()
+
+    @source_tree_lock(tree)
+    def build() -> None:
+        raise raised
+
+    @source_tree_lock(tree)
+    async def build_async() -> None:
+        raise raised
+
+    for function in (build, build_async):
+        with pytest.raises(KeyError) as caught:
+            run(function)
+        assert caught.value is raised
+        assert not is_taken(tree)
+
+
 def test_a_path_may_depend_on_the_calls_arguments(tree: Path, tmp_path: Path) -> None:
     @source_tree_lock(lambda source, *, suffix="": source / suffix)
     def build(source: Path, *, suffix: str = "") -> tuple[bool, bool]:
@@ -78,26 +95,19 @@ def test_a_path_that_depends_on_arguments_serves_a_decorator_only(tree: Path) ->
     assert not lock.is_owner()
 
 
-@pytest.mark.parametrize("is_held", [False, True])
-def test_an_exception_comes_out_as_it_is_and_each_call_waits_with_the_options_of_the_lock(
-    is_held: bool, tree: Path
-) -> None:
-    raised = KeyError()
-
+def test_each_call_waits_with_the_options_of_the_lock(tree: Path) -> None:
     @source_tree_lock(tree, timeout=0)
     def plain() -> None:
-        raise raised
+        pytest.fail("it runs without the lock")
 
     @source_tree_lock(lambda: tree, timeout=0)
     async def asynchronous() -> None:
-        raise raised
+        pytest.fail("it runs without the lock")
 
-    with held_by_thread(tree) if is_held else nullcontext():
+    with held_by_thread(tree):
         for function in (plain, asynchronous):
-            with pytest.raises(LockTimeout if is_held else KeyError) as caught:
+            with pytest.raises(LockTimeout):
                 run(function)
-            assert is_held or caught.value is raised
-            assert is_taken(tree) is is_held
 
 
 class Example:
@@ -119,12 +129,15 @@ WRONG: dict[str, tuple[Any, str]] = {
     "async generator": (Example.async_generator, "generator"),
     "part of a generator": (functools.partial(Example.generator, Example()), "generator"),
     "method that is a generator": (Example().async_generator, "generator"),
+    "class": (Example, "decorates functions"),
+    "object that can be called": (Example(), "decorates functions"),
+    "class method": (classmethod(repr), "decorates functions"),
+    "static method": (staticmethod(repr), "decorates functions"),
+    "property": (property(repr), "decorates functions"),
+    "cached property": (vars(Example)["cached"], "decorates functions"),
+    "number": (17, "decorates functions"),
     "None": (None, "parentheses"),
 }
-OTHERS: list[Any] = [Example, 17, classmethod(repr), staticmethod(repr), property(repr)]
-WRONG |= {type(each).__name__: (each, "decorates functions") for each in OTHERS}
-WRONG["object that can be called"] = (Example(), "directly above its `def`")
-WRONG["cached property"] = (vars(Example)["cached"], "decorates functions")
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -132,6 +145,12 @@ def test_what_is_no_function_or_a_generator_is_not_decorated(wrong: str, tree: P
     function, match = WRONG[wrong]
     with pytest.raises(TypeError, match=match):
         source_tree_lock(tree)(function)
+
+
+def test_a_real_command_of_click_is_not_decorated(tree: Path) -> None:
+    click = pytest.importorskip("click")
+    with pytest.raises(TypeError, match="directly above its `def`"):
+        source_tree_lock(tree)(click.command()(lambda: None))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +181,18 @@ def test_a_coroutine_that_a_decorator_hides_is_found_out(tree: Path) -> None:
 
 
 @source_tree_lock  # type: ignore[arg-type]
-async def bare(*arguments: object) -> None:
+def bare(*arguments: object) -> None:
+    pytest.fail("the body runs")
+
+
+@source_tree_lock  # type: ignore[arg-type]
+async def bare_async(*arguments: object) -> None:
+    pytest.fail("the body runs")
+
+
+@source_tree_lock
+@functools.lru_cache
+def bare_above_another(*arguments: object) -> str:
     pytest.fail("the body runs")
 
 
@@ -173,9 +203,11 @@ class Bare:
 
 
 CALLS: list[tuple[Any, tuple[Any, ...]]] = [
-    *((bare, arguments) for arguments in ((), (1,), (print,), (1, 2))),
-    # Only a global function is told from a path that depends on the call: this decorates print.
-    *((Bare.method, arguments) for arguments in ((), (1,), (1, 2))),
+    (function, arguments)
+    for function in (bare, bare_async, bare_above_another, Bare.method)
+    for arguments in ((), (1,), (print,), (1, 2))
+    # Only a global function is told from a path that depends on the call: these decorate print.
+    if not (function in (bare_above_another, Bare.method) and arguments == (print,))
 ]
 
 

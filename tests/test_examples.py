@@ -27,10 +27,14 @@ from support import (
 from source_tree_lock import source_tree_lock
 
 EXAMPLES = Path(__file__).with_name("examples")
-SCRIPTS = [f"frontend_{each}.py" for each in ("build", "pyproject_hooks", "pyproject_api")]
+SCRIPTS = [
+    "frontend_build.py",
+    "frontend_pyproject_hooks.py",
+    "frontend_pyproject_api.py",
+    "build_script.py",
+]
 PIP = [sys.executable, *"-m pip wheel -q --no-build-isolation --no-deps -w".split()]
 UV = [sys.executable, *"-m uv build -q --wheel --no-build-isolation --offline --no-config".split()]
-UV += ["--python", sys.executable]
 pytestmark = pytest.mark.skipif(
     not os.path.exists("/proc/locks"), reason="asks the kernel who waits for a lock"
 )
@@ -46,9 +50,12 @@ def modules(out: Path) -> set[str]:
     return {name for name in content(wheel) if name.endswith(".py")}
 
 
+def lock_file_of(tree: Path) -> Path:
+    return source_tree_lock(tree).lock_file
+
+
 def is_awaited(tree: Path) -> bool:
-    lock_file = source_tree_lock(tree).lock_file
-    return lock_file.exists() and waiters(lock_file) != []
+    return lock_file_of(tree).exists() and waiters(lock_file_of(tree)) != []
 
 
 def project(name: str, directory: Path) -> Path:
@@ -62,7 +69,7 @@ def make_trees(directory: Path, **setups: str) -> list[Path]:
     return [directory / name for name in setups]
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "build_script.py"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_it_waits_for_the_tree_and_builds(tree: Path, tmp_path: Path, script: str) -> None:
     write_project(tree)
     before = set(tree.iterdir())
@@ -75,12 +82,21 @@ def test_it_waits_for_the_tree_and_builds(tree: Path, tmp_path: Path, script: st
     assert modules(tmp_path / "out") == {"sample.py"}
 
 
+def test_the_decorated_script_builds_right_wheels_at_once(tree: Path, tmp_path: Path) -> None:
+    write_project(tree)
+    outs = [tmp_path / str(number) for number in range(4)]
+    finish(*(example("build_script.py", tree, out) for out in outs))
+    assert [modules(out) for out in outs] == [{"sample.py"}] * 4
+
+
 def test_several_trees_are_taken_in_one_order_whatever_order_they_are_named_in(
     tmp_path: Path,
 ) -> None:
     """One process waits for the second tree; the other, for the first, and holds nothing."""
     one, two = trees = make_trees(tmp_path, one="", two="")
-    build = f"{sys.executable} {EXAMPLES / 'frontend_build.py'}"  # let in by the environment
+    build = (
+        f"{sys.executable} {EXAMPLES / 'frontend_build.py'}"  # lets itself in by the environment
+    )
     command = " && ".join(f"{build} {tree} {tree / 'dist'}" for tree in trees)
     with held_elsewhere(two) as holder:
         first = example("several_trees.py", command, one, two)
@@ -132,7 +148,7 @@ def test_an_async_frontend_ends_what_it_started(tmp_path: Path, script: str, wha
     assert ("it cannot be built" in output) is (what != "Ctrl-C")
     for tree in slow:
         assert is_free(tree / "alive")
-        assert is_free(source_tree_lock(tree).lock_file)
+        assert is_free(lock_file_of(tree))
 
 
 # What a frontend does during a wait
@@ -146,7 +162,7 @@ def test_a_frontend_cancels_its_wait_and_the_holder_stays(tree: Path) -> None:
         output, _ = process.communicate(timeout=LIMIT)
         assert output == "cancelled\n"
         assert process.returncode == 1
-        assert not is_free(source_tree_lock(tree).lock_file)
+        assert not is_free(lock_file_of(tree))
         holder.say()
         holder.expect("released")
 
@@ -159,25 +175,33 @@ def test_a_frontend_shows_a_spinner_or_the_time_of_its_wait(
     what: str, shown: str, tree: Path
 ) -> None:
     with held_elsewhere(tree) as holder:
-        process = example("waits.py", what, tree)
+        process = subprocess.Popen(
+            [sys.executable, EXAMPLES / "waits.py", what, str(tree)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         assert process.stdout is not None
+        assert process.stderr is not None
         said = ""
         while re.search(shown, said) is None:
-            chunk = os.read(process.stdout.fileno(), 4096)
+            chunk = os.read(process.stderr.fileno(), 4096)
             assert chunk, said
             said += chunk.decode()
         assert f"(pid {holder.pid}) to leave" in said
         holder.say()
-        rest, _ = process.communicate(timeout=LIMIT)
-    assert rest.endswith("\n\033[Kbuilt\n")  # text mode: \r. The line is free for what comes next
-    assert process.returncode == 0
+        output, rest = process.communicate(timeout=LIMIT)
+        assert output == b"built\n"
+        assert rest.endswith(b"\r\033[K")  # the line is free for what comes next
+        assert process.returncode == 0
 
 
 def test_a_frontend_limits_the_time_of_all_its_waits(tree: Path) -> None:
     with held_elsewhere(tree) as holder:
         output, _ = (process := example("waits.py", "limit", tree)).communicate(timeout=LIMIT)
-    assert process.returncode == 1
-    assert re.fullmatch(rf"gave up waiting .*\(pid {holder.pid}\).*\n", output)
+        [line] = output.splitlines()
+        assert process.returncode == 1
+        assert line.startswith("gave up waiting ")
+        assert f"(pid {holder.pid})" in line
 
 
 # Projects
@@ -189,7 +213,7 @@ def test_the_in_tree_backend_builds_right_wheels_under_every_frontend(tmp_path: 
     finish(
         start(*PIP, outs[0], tree),
         start(sys.executable, *"-m build -nxw -o".split(), outs[1], tree),
-        start(*UV, "-o", outs[2], tree),
+        start(*UV, "--python", sys.executable, "-o", outs[2], tree),
         example("frontend_build.py", tree, outs[3]),  # which hands the hold over
     )
     assert [modules(out) for out in outs] == [{"answer.py"}] * 4
@@ -199,12 +223,12 @@ def test_the_in_tree_backend_builds_right_wheels_under_every_frontend(tmp_path: 
 def test_the_decorated_step_runs_under_every_frontend(tmp_path: Path, frontend: str) -> None:
     """uv and our own frontend hold the tree, as they should, while the step takes the lock."""
     tree, out = project("setup_step", tmp_path), tmp_path / "out"
-    commands: dict[str, list[object]] = {
-        "pip": [*PIP, out, tree],
-        "uv": [*UV, "-o", out, tree],
-        "frontend_build.py": [sys.executable, EXAMPLES / frontend, tree, out],
+    processes = {
+        "pip": lambda: start(*PIP, out, tree),
+        "uv": lambda: start(*UV, "--python", sys.executable, "-o", out, tree),
+        "frontend_build.py": lambda: example(frontend, tree, out),
     }
-    finish(start(*commands[frontend]))
+    finish(processes[frontend]())
     assert modules(out) == {"answer.py"}
 
 

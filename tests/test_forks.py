@@ -16,21 +16,22 @@ from source_tree_lock import source_tree_lock
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 
-#: The parent's side: it forks a child, which talks by the same pipe. One that lives on does so
-#: until the test closes a named pipe, the second argument.
+#: The parent's side: it forks a child, which talks by a pipe of its own.
 PRELUDE = """
 import asyncio, os, sys, threading, warnings
 from source_tree_lock import source_tree_lock
+
 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
 tree = sys.argv[1]
+
 def what_is_open():
-    fds = "/proc/self/fd"
-    names = [os.path.basename(os.path.realpath(f"{fds}/{each}")) for each in os.listdir(fds)]
-    return sorted(name for name in names if name == "tree" or name.endswith(".lock"))
-def live_on():
-    tell("child lives", *what_is_open())
-    with open(sys.argv[2]) as pipe:
-        pipe.read()
+    return sorted(
+        name
+        for each in os.listdir("/proc/self/fd")
+        for name in [os.path.basename(os.path.realpath(f"/proc/self/fd/{each}"))]
+        if name == "tree" or name.endswith(".lock")
+    )
+
 def fork(body):
     "A child that runs `body` and ends."
     pid = os.fork()
@@ -45,13 +46,22 @@ def fork(body):
     finally:
         sys.stdout.flush()
         os._exit(status)
+
 def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 """
 
+#: A child that lives until the test closes a named pipe, the second argument.
+LIVE_ON = """
+def live_on():
+    tell("child lives", *what_is_open())
+    with open(sys.argv[2]) as pipe:
+        pipe.read()
+"""
+
 
 def child(script: str, *arguments: object) -> Child:
-    return Child(PRELUDE + textwrap.dedent(script), *arguments)
+    return Child(PRELUDE + LIVE_ON + textwrap.dedent(script), *arguments)
 
 
 @pytest.fixture
@@ -111,24 +121,29 @@ def test_a_child_leaves_what_it_inherited_silently_and_unlocks_nothing(
             else:
                 tell("child", lock.is_owner(), lock.locked(), "entered" in repr(lock))
             return pid
+        def afterwards(pid):
+            if not pid:
+                tell("child left", lock.is_owner(), lock.locked())
+                for use in lock.release, lambda: lock.environ, lambda: lock.pass_fds:
+                    try:
+                        use()
+                    except RuntimeError:
+                        tell("no more")
+                os._exit(0)
         async def main():
             async with lock:
-                return inside()
+                pid = inside()
+            afterwards(pid)
         lock = source_tree_lock(tree)
         if sys.argv[2] == "async with":
-            pid = asyncio.run(main())
+            asyncio.run(main())
         else:
-            with lock, lock, source_tree_lock(tree):
-                pid = inside()
-        if pid:
-            tell("released")
-            heard()
-        tell("child left", lock.is_owner(), lock.locked())
-        for use in lock.release, lambda: lock.environ, lambda: lock.pass_fds:
-            try:
-                use()
-            except RuntimeError:
-                tell("no more")
+            with lock:
+                with lock, source_tree_lock(tree):
+                    pid = inside()
+            afterwards(pid)
+        tell("released")
+        heard()
     """
     with child(script, tree, way) as parent:
         parent.expect("child False True False")
@@ -143,7 +158,7 @@ def test_a_child_leaves_what_it_inherited_silently_and_unlocks_nothing(
 
 
 @pytest.mark.parametrize("timeout", [None, LIMIT])
-@pytest.mark.parametrize("through", ["lock", "source_tree_lock(tree)"])
+@pytest.mark.parametrize("through", ["the same object", "another object"])
 def test_a_child_waits_for_its_parent_like_any_process(
     through: str, timeout: float | None, tree: Path, lock_file: Path
 ) -> None:
@@ -151,7 +166,7 @@ def test_a_child_waits_for_its_parent_like_any_process(
         lock = source_tree_lock(tree, timeout={timeout})
         reading, writing = os.pipe()
         def enter():
-            own = {through}
+            own = lock if {through == "the same object"} else source_tree_lock(tree)
             tell("waits", own.acquire(blocking=False))
             with own, own:
                 tell("child is in")
@@ -206,25 +221,51 @@ def test_a_child_keeps_nothing_of_the_waits_under_way_in_other_threads(
 
 
 @linux_only
-def test_a_child_may_wait_in_a_queue_of_its_own_beside_that_of_its_parent(tree: Path) -> None:
+@pytest.mark.parametrize("waits_in", ["thread", "task"])
+def test_a_child_may_wait_in_a_queue_of_its_own_beside_that_of_its_parent(
+    waits_in: str, tree: Path, lock_file: Path
+) -> None:
     script = f"""
-        def enter(name):
+        def child():
             with source_tree_lock(tree, timeout={LIMIT}):
-                tell(name, "is in")
-        thread = threading.Thread(target=enter, args=["parent"])
-        thread.start()
-        heard()
-        pid = fork(lambda: enter("child"))
-        tell(pid)
-        thread.join()
-        assert ended(pid) == 0
+                tell("child is in")
+        def fork_it():
+            heard()
+            pid = fork(child)
+            tell(pid)
+            return pid
+        def wait():
+            with source_tree_lock(tree, timeout={LIMIT}):
+                tell("parent is in")
+                heard()
+        async def main():
+            async def wait():
+                async with source_tree_lock(tree):
+                    tell("parent is in")
+                    heard()
+            task = asyncio.create_task(wait())
+            await asyncio.sleep(0)
+            pid = fork_it()
+            await task
+            assert ended(pid) == 0
+        if sys.argv[2] == "task":
+            asyncio.run(main())
+        else:
+            thread = threading.Thread(target=wait)
+            thread.start()
+            pid = fork_it()
+            thread.join()
+            assert ended(pid) == 0
     """
-    with held_elsewhere(tree) as holder, child(script, tree) as parent:
+    with held_elsewhere(tree) as holder, child(script, tree, waits_in) as parent:
         wait_until_blocked(parent.pid)
         parent.say()
         wait_until_blocked(int(parent.line()))
         holder.say()
-        assert {parent.line(), parent.line()} == {"parent is in", "child is in"}
+        holder.expect("released")
+        said = {parent.line()}
+        parent.say()
+        assert said | {parent.line()} == {"parent is in", "child is in"}
         assert parent.end() == 0
 
 
@@ -243,13 +284,15 @@ def test_a_fork_beside_threads_that_enter_and_leave_inherits_nothing_and_hangs_n
                     lock.environ, lock.pass_fds, lock.holder()
                 if source_tree_lock(other).acquire(timeout=0.002):
                     raise SystemExit("it was free")
-        def look():
-            signal.alarm({LIMIT:.0f})  # ends a child that hangs
-            assert what_is_open() == []
-            with source_tree_lock(tree, timeout={LIMIT}):
-                pass
         threads = [threading.Thread(target=work, args=[options]) for options in
                    ({{}}, {{"timeout": {LIMIT}}}, {{}}, {{"on_wait": str}})]
+        def look():
+            signal.alarm({LIMIT:.0f})  # ends a child that hangs
+            left = what_is_open()
+            if left:
+                tell("inherited", *left)
+            with source_tree_lock(tree, timeout={LIMIT}):
+                pass
         with source_tree_lock(other):
             for thread in threads:
                 thread.start()
@@ -263,5 +306,49 @@ def test_a_fork_beside_threads_that_enter_and_leave_inherits_nothing_and_hangs_n
     other.mkdir()
     with child(script, tree, 2000 if long_run else 60, other) as parent:
         parent.expect("all ended with 0")
+        assert parent.end() == 0
+        assert is_free(tree)
+
+
+MULTIPROCESSING = """
+import multiprocessing, sys
+from source_tree_lock import source_tree_lock
+
+def work(lock, connection):
+    connection.send((lock.is_owner(), lock.acquire(blocking=False)))
+    with lock:
+        connection.send("in")
+        connection.recv()
+    connection.send("left")
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[2])
+    ours, theirs = context.Pipe()
+    lock = source_tree_lock(sys.argv[1])
+    process = context.Process(target=work, args=(lock, theirs))
+    with lock:
+        process.start()
+        assert ours.recv() == (False, False)
+    assert ours.recv() == "in"
+    assert not lock.acquire(blocking=False)
+    ours.send("leave")
+    assert ours.recv() == "left"
+    with source_tree_lock(sys.argv[1], timeout=0):
+        pass
+    process.join()
+    print("exit status", process.exitcode, flush=True)
+"""
+
+
+@pytest.mark.usefixtures("short_temp_dir")
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_processes_of_multiprocessing_wait_for_each_other(
+    method: str, tree: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(MULTIPROCESSING)
+    run = "import runpy\nrunpy.run_path(sys.argv[3], run_name='__main__')"
+    with Child(run, tree, method, script) as parent:
+        parent.expect("exit status 0")
         assert parent.end() == 0
         assert is_free(tree)

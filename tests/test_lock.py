@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 from support import LIMIT, drop, held_by_thread, held_elsewhere, in_thread, is_free, is_taken
+from ways import WAYS
 
 from source_tree_lock import (
     Holder,
@@ -58,6 +59,22 @@ def test_another_process_is_kept_out_until_the_holder_leaves(tree: Path, no_leak
             assert lock.is_owner()
 
 
+def test_entering_returns_the_lock_and_holds_the_tree(tree: Path, no_leaks: object) -> None:
+    made = source_tree_lock(tree)
+
+    async def main() -> None:
+        async with made as lock:
+            assert lock is made
+            assert is_taken(tree)
+
+    with made as lock:
+        assert lock is made
+        assert is_taken(tree)
+    assert not is_taken(tree)
+    asyncio.run(main())
+    assert not is_taken(tree)
+
+
 def run_with(lock: SourceTreeLock, body: Callable[[], object]) -> None:
     with lock:
         body()
@@ -71,7 +88,10 @@ def run_async_with(lock: SourceTreeLock, body: Callable[[], object]) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("run", [run_with, run_async_with])
+both_ways = pytest.mark.parametrize("run", [run_with, run_async_with])
+
+
+@both_ways
 @pytest.mark.parametrize("left_before", [False, True])
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_exception_from_the_body_comes_out_as_it_is(
@@ -113,15 +133,13 @@ def test_the_same_owner_enters_again_and_the_last_leave_releases(
     lock = source_tree_lock(tree)
 
     async def main() -> None:
-        async with lock as entered, lock, source_tree_lock(tree):
-            assert entered is lock
+        async with lock, lock, source_tree_lock(tree):
             with lock:
                 assert lock.acquire(blocking=False)
             lock.release()
             assert is_taken(tree)
 
-    with lock as entered:
-        assert entered is lock
+    with lock:
         with lock, lock:
             assert lock.acquire(blocking=False)
             lock.release()
@@ -134,11 +152,13 @@ def test_the_same_owner_enters_again_and_the_last_leave_releases(
 def test_two_objects_for_one_tree_are_one_lock_however_the_path_is_spelled(
     tree: Path, tmp_path: Path
 ) -> None:
-    locks = [source_tree_lock(each) for each in (tree, f"{tree}/../tree")]
-    locks.append(source_tree_lock(tree, lock_dir=tmp_path / "other", digest=lambda path: "other"))
+    locks = [source_tree_lock(tree), source_tree_lock(f"{tree}/../tree")]
+    locks.append(source_tree_lock(tree, lock_dir=tmp_path / "other"))
+    locks.append(source_tree_lock(tree, digest=lambda path: "other"))
     if os.name == "posix":
-        (tmp_path / "link").symlink_to("tree")
-        locks.append(source_tree_lock(tmp_path / "link"))
+        link = tmp_path / "link"
+        link.symlink_to("tree")
+        locks.append(source_tree_lock(link))
     for outer in locks:
         with outer:
             for inner in locks:
@@ -164,26 +184,31 @@ def test_entries_through_two_objects_may_be_left_in_any_order(tree: Path, no_lea
 # Leaving releases what was entered
 
 
-def replace_tree(patch: pytest.MonkeyPatch) -> None:
-    os.rename("../tree", "../moved")
-    os.mkdir("../tree")
+def remove_tree(path: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.chdir("/")
+    shutil.rmtree(path)
 
 
-def turn_link(patch: pytest.MonkeyPatch) -> None:
-    os.unlink("../link")
-    os.symlink("temp", "../link")
+def replace_tree(path: Path, patch: pytest.MonkeyPatch) -> None:
+    path.rename(path.with_name("moved"))
+    path.mkdir()
 
 
-#: What happens while the tree is held, which is the working directory.
-CHANGES: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
-    "tree removed": lambda patch: os.rmdir("../tree"),
+def turn_link(path: Path, patch: pytest.MonkeyPatch) -> None:
+    path.with_name("link").unlink()
+    path.with_name("link").symlink_to("temp")
+
+
+#: What happens while the tree is held.
+CHANGES: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
+    "working directory": lambda path, patch: os.chdir("/"),  # pytest goes back
+    "tree removed": remove_tree,
     "tree replaced": replace_tree,
     "link turned": turn_link,
-    "working directory": lambda patch: os.chdir("/"),  # pytest goes back
-    "temporary directory": lambda patch: patch.setenv("TMPDIR", "/elsewhere"),
-    "lock directory": lambda patch: patch.setenv("SOURCE_TREE_LOCK_DIR", "/elsewhere"),
-    "timeout": lambda patch: patch.setenv("SOURCE_TREE_LOCK_TIMEOUT", "nonsense"),
-    "lock directory removed": lambda patch: shutil.rmtree(os.environ["TMPDIR"]),
+    "temporary directory": lambda path, patch: patch.setenv("TMPDIR", "/elsewhere"),
+    "lock directory": lambda path, patch: patch.setenv("SOURCE_TREE_LOCK_DIR", "/elsewhere"),
+    "timeout": lambda path, patch: patch.setenv("SOURCE_TREE_LOCK_TIMEOUT", "nonsense"),
+    "lock directory removed": lambda path, patch: shutil.rmtree(os.environ["TMPDIR"]),
 }
 
 
@@ -200,7 +225,7 @@ def test_leaving_releases_what_was_entered(
         with source_tree_lock(path) as lock:
             entered = (lock.tree, lock.lock_file)
             kept = [os.open(each, os.O_RDONLY) for each in entered]
-            CHANGES[change](monkeypatch)
+            CHANGES[change](tree, monkeypatch)
             assert (lock.tree, lock.lock_file) == entered
             assert lock.is_owner()
             assert not any(map(is_free, kept))
@@ -218,14 +243,17 @@ def test_leaving_releases_what_was_entered(
 def test_a_lock_that_is_dropped_while_it_holds_releases_its_entries_with_a_warning(
     in_another_thread: bool, tree: Path, no_leaks: object
 ) -> None:
-    kept, dropped = [source_tree_lock(tree)], [source_tree_lock(tree)]
-    for lock in (kept[0], dropped[0], dropped[0]):
-        lock.acquire()
-    del lock
-    for locks in (dropped, kept):
-        assert not is_free(tree), "the entry through the other object lasts"
-        with pytest.warns(ResourceWarning, match="tree"):
-            in_thread(partial(drop, locks)) if in_another_thread else drop(locks)
+    kept, dropped = source_tree_lock(tree), [source_tree_lock(tree)]
+    kept.acquire()
+    dropped[0].acquire()
+    dropped[0].acquire()
+    with pytest.warns(ResourceWarning, match="tree"):
+        in_thread(lambda: drop(dropped)) if in_another_thread else drop(dropped)
+    assert not is_free(tree), "the entry through the other object lasts"
+    dropped.append(kept)
+    del kept
+    with pytest.warns(ResourceWarning, match="tree"):
+        in_thread(lambda: drop(dropped)) if in_another_thread else drop(dropped)
     assert is_free(tree)
 
 
@@ -236,26 +264,37 @@ CPYTHON: ModuleType | None = None
 with suppress(ImportError):
     CPYTHON = importlib.import_module("test.lock_tests")
 #: Private methods, and the text of `repr`, are no rules.
-NOT_OURS = """
-    test__is_owned test_release_save_unacquired test_recursion_count
-    test_repr test_repr_count test_locked_repr
-""".split()
+NOT_OURS = {"test__is_owned", "test_release_save_unacquired", "test_recursion_count"} | {
+    *("test_repr", "test_repr_count", "test_locked_repr")
+}
 if sys.version_info < (3, 11):  # there, current_thread() keeps an object for each foreign thread
-    NOT_OURS.append("test_thread_leak")
-NAMES = unittest.TestLoader().getTestCaseNames(CPYTHON.RLockTests) if CPYTHON else []
+    NOT_OURS.add("test_thread_leak")
+RLOCK_TESTS = (
+    sorted(set(unittest.TestLoader().getTestCaseNames(CPYTHON.RLockTests)) - NOT_OURS)
+    if CPYTHON
+    else []
+)
+
+
+@pytest.mark.skipif(CPYTHON is None, reason="this Python comes without test.lock_tests")
+def test_cpythons_own_tests_of_rlock_are_here() -> None:
+    assert {"test_reacquire", "test_different_thread", "test_timeout"} <= set(RLOCK_TESTS)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some are dropped
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(NOT_OURS)))
+@pytest.mark.parametrize("name", RLOCK_TESTS)
 def test_it_passes_cpythons_own_test_of_rlock(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert CPYTHON is not None
-    locks: list[SourceTreeLock] = []
 
     def threads_of_the_test() -> int:
         # All but ours that waits in the kernel's queue, as long as another holds the tree.
         return _thread._count() - len(_queue._queues)
+
+    helper = CPYTHON.threading_helper
+    monkeypatch.setattr(helper, "_thread", SimpleNamespace(_count=threads_of_the_test))
+    locks: list[SourceTreeLock] = []
 
     class Tests(CPYTHON.RLockTests):  # type: ignore[misc,name-defined]
         @staticmethod
@@ -273,12 +312,12 @@ def test_it_passes_cpythons_own_test_of_rlock(
             locks.clear()
             super().tearDown()
 
-    helper = CPYTHON.threading_helper
-    monkeypatch.setattr(helper, "_thread", SimpleNamespace(_count=threads_of_the_test))
     result = unittest.TestResult()
     Tests(name).run(result)
-    assert (result.testsRun, result.skipped) == (1, [])
-    assert result.wasSuccessful(), [text for _, text in result.errors + result.failures]
+    assert result.testsRun == 1
+    assert not result.skipped
+    problems = [text for _, text in result.errors + result.failures]
+    assert result.wasSuccessful(), problems
 
 
 @pytest.mark.parametrize("of_the_lock", ["argument", "environment"])
@@ -299,6 +338,17 @@ def test_acquire_returns_false_only_for_a_limit_of_this_call(
         assert not lock.is_owner()
     assert lock.acquire(timeout=LIMIT) is True  # longer than the lock's own
     lock.release()
+
+
+def test_a_release_by_a_thread_or_task_that_has_not_entered_is_an_error(tree: Path) -> None:
+    async def release() -> None:
+        lock.release()
+
+    with held_by_thread(tree) as lock:
+        for call in (lock.release, lambda: asyncio.run(release())):
+            with pytest.raises(RuntimeError, match="has not entered"):
+                call()
+        assert is_taken(tree)
 
 
 # What it says of itself
@@ -342,10 +392,13 @@ def test_where_there_is_no_tree_there_is_nothing_to_look_at(
 
 def test_repr_says_which_tree_and_how_often_this_object_entered(tree: Path) -> None:
     lock, second = source_tree_lock(tree), source_tree_lock(tree)
-    with lock, lock:
-        assert repr(lock) == f"<SourceTreeLock of {tree!r}, entered 2 times>"
-        assert repr(second) == f"<SourceTreeLock of {tree!r}>"
     assert repr(lock) == f"<SourceTreeLock of {tree!r}>"
+    with lock:
+        assert repr(lock) == f"<SourceTreeLock of {tree!r}, entered 1 time>"
+        assert repr(second) == f"<SourceTreeLock of {tree!r}>"
+        with lock:
+            assert "entered 2 times" in repr(lock)
+    assert "entered" not in repr(lock)
 
 
 @each_copy
@@ -382,26 +435,14 @@ def test_it_can_be_subclassed(tree: Path) -> None:
 # Options
 
 
-class Spinner:
-    async def stop(self, wait: Wait) -> None:
-        pytest.fail("it is called")
-
-
-WRONG_TYPES: dict[str, list[object]] = {
-    "path": [None],
-    "timeout": ["1"],
-    "digest": ["name"],
-    "lock_dir": [17],
-    "on_wait": ["say", Spinner.stop],
-    "while_waiting": [1, Spinner().stop],
-    "after_wait": [(), partial(Spinner().stop)],
-}
+WRONG_TYPES: dict[str, Any] = {"path": None, "timeout": "1", "digest": "name", "lock_dir": 17}
+WRONG_TYPES |= {"on_wait": "say", "while_waiting": 1, "after_wait": ()}
 
 
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
-        *((name, value, TypeError) for name in WRONG_TYPES for value in WRONG_TYPES[name]),
+        *((name, value, TypeError) for name, value in WRONG_TYPES.items()),
         ("timeout", -2, ValueError),
         ("timeout", math.nan, ValueError),
         ("lock_dir", "", ValueError),
@@ -414,25 +455,102 @@ def test_an_option_that_makes_no_sense_is_refused_by_the_constructor(
         source_tree_lock(**{name: value})
 
 
-LONG: list[Any] = [math.inf, threading.TIMEOUT_MAX * 2, 10**12, None, ""]
+@pytest.mark.parametrize("timeout", [-2, math.nan, threading.TIMEOUT_MAX * 2, "1", None, 1])
+def test_acquire_refuses_what_rlock_refuses(timeout: Any, tree: Path) -> None:
+    errors = []
+    for lock in (threading.RLock(), source_tree_lock(tree)):
+        with pytest.raises((TypeError, ValueError, OverflowError)) as caught:
+            lock.acquire(timeout != 1, timeout)
+        errors.append(caught.type)
+    assert errors[0] is errors[1]
 
 
-@pytest.mark.parametrize("timeout", [*LONG, 0, True])
+@pytest.mark.parametrize("timeout", [math.inf, threading.TIMEOUT_MAX * 2, 10**12, 0, None, True])
 def test_any_other_timeout_serves_a_free_tree_and_a_long_one_a_wait(
-    timeout: Any, tree: Path, monkeypatch: pytest.MonkeyPatch
+    timeout: float | None, tree: Path
 ) -> None:
-    options = {"timeout": timeout}
-    if timeout == "":  # in the environment, which is none
-        monkeypatch.setenv("SOURCE_TREE_LOCK_TIMEOUT", options.pop("timeout"))
-    with source_tree_lock(tree, **options):
+    with source_tree_lock(tree, timeout=timeout):
         assert is_taken(tree)
-    for run in (run_with, run_async_with) if timeout in LONG else ():
-        with held_elsewhere(tree) as child:
-            lock = source_tree_lock(tree, on_wait=lambda _: child.say(), **options)
-            run(lock, partial(child.expect, "released"))
+    if timeout is None or timeout > 1:
+        for run in (run_with, run_async_with):
+            with held_elsewhere(tree) as child:
+                lock = source_tree_lock(tree, timeout=timeout, on_wait=lambda _: child.say())
+                run(lock, lambda: child.expect("released"))
+
+
+def test_an_empty_timeout_in_the_environment_is_none(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_TREE_LOCK_TIMEOUT", "")
+    with held_elsewhere(tree) as child, source_tree_lock(tree, on_wait=lambda _: child.say()):
+        child.expect("released")
+
+
+# Callbacks
+
+
+class Spinner:
+    async def stop(self, wait: Wait) -> None:
+        pytest.fail("it is called")
+
+
+@pytest.mark.parametrize("name", ["on_wait", "while_waiting", "after_wait"])
+@pytest.mark.parametrize("callback", [Spinner.stop, Spinner().stop, partial(Spinner().stop)])
+def test_a_coroutine_function_as_callback_is_refused(
+    name: str, callback: Callable[..., object], tree: Path
+) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a plain function"):
+        source_tree_lock(tree, **{name: callback})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_after_wait_is_called_once_when_the_tree_is_ours_after_a_wait(
+    way: str, tree: Path, no_leaks: object
+) -> None:
+    calls: list[str] = []
+
+    def after_wait(wait: Wait) -> None:
+        assert (wait.tree, wait.waited > 0) == (str(tree.resolve()), True)
+        assert is_taken(tree)
+        calls.append("after_wait")
+
+    options: dict[str, Any] = {"timeout": LIMIT, "after_wait": after_wait}
+    WAYS[way](tree, lambda: calls.append("free"), **options)
+    with held_elsewhere(tree) as child:
+        with pytest.raises(LockTimeout):
+            WAYS[way](tree, lambda: None, **{**options, "timeout": 0.01})
+        options["on_wait"] = lambda wait: child.say()
+        WAYS[way](tree, lambda: calls.append("after a wait"), **options)
+    assert calls == ["free", "after_wait", "after a wait"]
+
+
+@both_ways
+def test_what_after_wait_raises_comes_out_with_nothing_held(
+    run: Callable[..., None], tree: Path, no_leaks: object
+) -> None:
+    def fail(wait: Wait) -> None:
+        raise KeyError
+
+    with held_elsewhere(tree) as child:
+        lock = source_tree_lock(tree, on_wait=lambda wait: child.say(), after_wait=fail)
+        with pytest.raises(KeyError):
+            run(lock, lambda: pytest.fail("it was entered"))
+    assert not is_taken(tree)
 
 
 # Errors
+
+
+def test_a_timeout_names_the_tree_the_time_and_the_holder(tree: Path, no_leaks: object) -> None:
+    with held_elsewhere(tree) as child, pytest.raises(LockTimeout) as caught:
+        source_tree_lock(f"{tree}/.", timeout=0.01).acquire()
+    error = caught.value
+    assert isinstance(error, TimeoutError)
+    assert (error.tree, error.waited >= 0.01) == (str(tree.resolve()), True)
+    assert error.holder is not None
+    assert error.holder.pid == child.pid
+    assert f"{str(tree.resolve())!r}, held by" in str(error)
+    assert str(child.pid) in str(error)
 
 
 @each_copy
@@ -440,7 +558,6 @@ def test_errors_can_be_sent_to_another_process(copied: Callable[[Any], Any]) -> 
     holder = Holder(17, "build", "here", 1.5)
     timeout = copied(LockTimeout("waited", tree="/tree", waited=2.5, holder=holder))
     assert type(timeout) is LockTimeout
-    assert isinstance(timeout, TimeoutError)
     assert str(timeout) == "waited"
     assert (timeout.tree, timeout.waited, timeout.holder) == ("/tree", 2.5, holder)
     unavailable = copied(LockUnavailable(errno.EROFS, "read-only; name another", "/lock/file"))

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import sys
 import textwrap
+import threading
+import types
+import unittest
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import (
-    AbstractAsyncContextManager,
-    asynccontextmanager,
-    nullcontext,
-)
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
-from support import LIMIT, Child, drop, held_elsewhere, in_thread, is_free, is_taken
+import trio
+from support import LIMIT, Child, drop, held_elsewhere, is_free, is_taken
 
 from source_tree_lock import LockTimeout, source_tree_lock
 
@@ -42,12 +43,20 @@ def run(request: pytest.FixtureRequest) -> Run:
     return lambda function: anyio.run(function, backend=request.param)
 
 
-def test_a_task_holds_and_its_thread_does_not(run: Run, tree: Path, no_leaks: object) -> None:
+def time_limit() -> AbstractContextManager[object]:
+    return anyio.fail_after(LIMIT)
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, trio.run])
+def test_a_task_holds_and_its_thread_does_not(
+    loop: Callable[..., Any], tree: Path, no_leaks: object
+) -> None:
     lock = source_tree_lock(tree)
 
     @lock
     async def build() -> None:
-        await anyio.lowlevel.checkpoint()
+        pause: Any = asyncio.sleep if loop is asyncio.run else trio.sleep
+        await pause(0)
         assert (lock.is_owner(), is_taken(tree)) == (True, True)
 
     async def main() -> None:
@@ -56,7 +65,7 @@ def test_a_task_holds_and_its_thread_does_not(run: Run, tree: Path, no_leaks: ob
                 await build()
         assert not lock.locked()
 
-    run(main)
+    loop(main) if loop is trio.run else loop(main())
     assert not lock.locked()
 
 
@@ -73,16 +82,12 @@ def test_another_task_waits_like_a_stranger_and_other_tasks_run_meanwhile(
             assert not lock.acquire(blocking=False)
             with pytest.raises(RuntimeError, match="has not entered"):
                 lock.release()
-            with pytest.raises(RuntimeError, match="a task of this thread holds"):
-                lock.acquire()
-            with pytest.raises(RuntimeError, match="use `async with` here"):
-                lock.__enter__()
             with pytest.raises(LockTimeout):
                 await source_tree_lock(tree, timeout=0.01).__aenter__()
             async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
                 events.append("second")
 
-        with anyio.fail_after(LIMIT):
+        with time_limit():
             async with anyio.create_task_group() as group, lock:
                 group.start_soon(second)
                 await waiting.wait()
@@ -92,46 +97,73 @@ def test_another_task_waits_like_a_stranger_and_other_tasks_run_meanwhile(
     assert events == ["first", "second"]
 
 
-@pytest.mark.parametrize("granted", [False, True])
-def test_an_entry_that_is_cancelled_200_times_holds_nothing(
-    granted: bool, run: Run, tree: Path, no_leaks: object
+def test_a_plain_entry_beside_a_task_that_holds_is_refused(
+    run: Run, tree: Path, no_leaks: object
 ) -> None:
-    """Also in the moment of the grant: when the tree is just left, and some turns later."""
-    waiting: anyio.Event
-
-    async def enter() -> None:
-        async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
-            assert granted
-            await anyio.sleep(LIMIT)
-
-    async def cancel(turns: int, holder: AbstractAsyncContextManager[object]) -> None:
-        nonlocal waiting
-        waiting = anyio.Event()
-        with anyio.fail_after(LIMIT):
-            async with anyio.create_task_group() as group:
-                async with holder:
-                    group.start_soon(enter)
-                    await waiting.wait()
-                for _ in range(turns):
-                    await anyio.lowlevel.checkpoint()
-                group.cancel_scope.cancel()
-
     async def main() -> None:
-        for number in range(200):
-            if granted:
-                await cancel(number % 20, source_tree_lock(tree))
-            else:
-                await cancel(0, nullcontext())
-        if not granted:
-            child.say()
+        async def second() -> None:
+            with pytest.raises(RuntimeError, match="a task of this thread holds"):
+                source_tree_lock(tree).acquire()
+            with pytest.raises(RuntimeError, match="use `async with` here"):
+                source_tree_lock(tree).__enter__()
+
+        with time_limit():
+            async with source_tree_lock(tree), anyio.create_task_group() as group:
+                group.start_soon(second)
+
+    run(main)
+
+
+def test_an_entry_is_cancelled_200_times_and_nothing_is_held(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
+    async def main(release: Callable[[], object]) -> None:
+        for _ in range(200):
+            waiting = anyio.Event()
+
+            async def enter(waiting: anyio.Event) -> None:
+                async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
+                    pytest.fail("it entered")
+
+            with time_limit():
+                async with anyio.create_task_group() as group:
+                    group.start_soon(enter, waiting)
+                    await waiting.wait()
+                    group.cancel_scope.cancel()
+        release()
         async with source_tree_lock(tree, timeout=LIMIT):
             assert is_taken(tree)
 
     with held_elsewhere(tree) as child:
-        if granted:
-            child.say()
-            child.expect("released")
-        run(main)
+        run(lambda: main(child.say))
+    assert not is_taken(tree)
+
+
+def test_an_entry_that_is_cancelled_in_the_moment_of_the_grant_200_times_holds_nothing(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
+    """In turn: when the tree is just left, and some turns of the loop later."""
+
+    async def main() -> None:
+        for turns in range(200):
+            waiting = anyio.Event()
+
+            async def enter(waiting: anyio.Event) -> None:
+                async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
+                    await anyio.sleep(LIMIT)
+
+            with time_limit():
+                async with anyio.create_task_group() as group:
+                    async with source_tree_lock(tree):
+                        group.start_soon(enter, waiting)
+                        await waiting.wait()
+                    for _ in range(turns % 20):
+                        await anyio.lowlevel.checkpoint()
+                    group.cancel_scope.cancel()
+            async with source_tree_lock(tree, timeout=LIMIT):
+                pass
+
+    run(main)
     assert not is_taken(tree)
 
 
@@ -151,7 +183,7 @@ def test_only_one_of_two_tasks_adopts_the_hold_of_a_task_that_has_ended(
                 adopted.set()
                 await leave.wait()
 
-        with anyio.fail_after(LIMIT):
+        with time_limit():
             async with anyio.create_task_group() as group:
                 group.start_soon(acquire)
             async with anyio.create_task_group() as group:
@@ -181,9 +213,39 @@ def test_a_hold_that_outlives_its_loop_is_left_by_its_thread(
     assert is_free(tree)
 
 
-@pytest.mark.parametrize("lives", [False, True])
-def test_an_async_generator_may_be_closed_by_another_task_than_the_one_that_entered(
-    lives: bool, run: Run, tree: Path, no_leaks: object
+def test_an_async_generator_may_be_closed_by_another_task(
+    run: Run, tree: Path, no_leaks: object
+) -> None:
+    """One object and two trees: it leaves the one that it entered."""
+    other, link = another_tree(tree), tree.with_name("link")
+    link.symlink_to(tree)
+    lock = source_tree_lock(link)
+
+    async def wheels() -> AsyncGenerator[int, None]:
+        async with lock:
+            yield 1
+
+    async def main() -> None:
+        for enters_another in (False, True):
+            generator = wheels()
+            async with anyio.create_task_group() as group:
+                group.start_soon(generator.__anext__)
+            assert is_taken(tree)
+            if enters_another:
+                link.unlink()
+                link.symlink_to(other)
+                await lock.__aenter__()
+            async with anyio.create_task_group() as group:
+                group.start_soon(generator.aclose)
+            assert (is_taken(tree), is_taken(other)) == (False, enters_another)
+        lock.release()
+
+    run(main)
+    assert not is_taken(other)
+
+
+def test_an_async_generator_may_be_closed_while_the_task_that_entered_lives(
+    run: Run, tree: Path, no_leaks: object
 ) -> None:
     async def wheels() -> AsyncGenerator[int, None]:
         async with source_tree_lock(tree):
@@ -195,14 +257,12 @@ def test_an_async_generator_may_be_closed_by_another_task_than_the_one_that_ente
         async def enter() -> None:
             await generator.__anext__()
             entered.set()
-            if lives:
-                await closed.wait()
+            await closed.wait()
 
-        with anyio.fail_after(LIMIT):
+        with time_limit():
             async with anyio.create_task_group() as group:
                 group.start_soon(enter)
                 await entered.wait()
-                assert is_taken(tree)
                 await generator.aclose()
                 assert not is_taken(tree)
                 closed.set()
@@ -210,21 +270,63 @@ def test_an_async_generator_may_be_closed_by_another_task_than_the_one_that_ente
     run(main)
 
 
-def test_a_fixture_is_entered_in_one_task_and_left_in_another_of_another_loop(
+def test_an_async_generator_that_is_left_to_the_loop_is_released_with_it(
     tree: Path, no_leaks: object
+) -> None:
+    async def wheels() -> AsyncIterator[int]:
+        async with source_tree_lock(tree):
+            yield 1
+
+    async def main() -> None:
+        assert await generator.__anext__() == 1
+        assert is_taken(tree)
+
+    generator = wheels()
+    asyncio.run(main())
+    assert not is_taken(tree)
+
+
+def test_the_tear_down_of_a_test_leaves_what_its_set_up_entered(
+    tree: Path, no_leaks: object
+) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    class Case(unittest.IsolatedAsyncioTestCase):
+        async def asyncSetUp(self) -> None:
+            self.lock = source_tree_lock(tree)
+            self.lock.acquire()
+
+        async def asyncTearDown(self) -> None:
+            self.lock.release()
+
+        async def test(self) -> None:
+            seen.append((self.lock.is_owner(), is_free(tree)))
+
+    result = unittest.TestResult()
+    Case("test").run(result)
+    assert result.wasSuccessful(), result.errors + result.failures
+    assert seen == [(True, False)]
+    assert is_free(tree)
+
+
+@pytest.mark.parametrize("loops", [1, 2])
+def test_a_fixture_is_entered_in_one_task_and_left_in_another(
+    loops: int, tree: Path, no_leaks: object
 ) -> None:
     @asynccontextmanager
     async def fixture() -> AsyncIterator[None]:
         with source_tree_lock(tree):
             yield
 
-    manager = fixture()
-    loops = [asyncio.new_event_loop() for _ in range(2)]
-    loops[0].run_until_complete(manager.__aenter__())
-    loops[0].close()
+    manager, loop = fixture(), asyncio.new_event_loop()
+    loop.run_until_complete(manager.__aenter__())
     assert not is_free(tree)
-    loops[1].run_until_complete(manager.__aexit__(None, None, None))
-    loops[1].close()
+    if loops == 2:
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+        loop = asyncio.new_event_loop()
+    loop.run_until_complete(manager.__aexit__(None, None, None))
+    loop.close()
     assert is_free(tree)
 
 
@@ -234,7 +336,9 @@ def test_another_thread_adopts_nothing(tree: Path, no_leaks: object) -> None:
     async def acquire() -> None:
         assert locks[0].acquire()
 
-    in_thread(lambda: asyncio.run(acquire()))
+    thread = threading.Thread(target=lambda: asyncio.run(acquire()))
+    thread.start()
+    thread.join(LIMIT)
     assert (locks[0].locked(), locks[0].is_owner()) == (True, False)
     assert not source_tree_lock(tree).acquire(blocking=False)
     with pytest.raises(RuntimeError, match="has not entered"):
@@ -244,17 +348,81 @@ def test_another_thread_adopts_nothing(tree: Path, no_leaks: object) -> None:
     assert is_free(tree)
 
 
+def test_a_callback_of_a_loop_enters_as_its_thread(tree: Path) -> None:
+    def enter(taken: asyncio.Future[bool]) -> None:
+        with source_tree_lock(tree), source_tree_lock(tree):
+            taken.set_result(is_taken(tree))
+
+    async def main() -> bool:
+        loop = asyncio.get_running_loop()
+        taken: asyncio.Future[bool] = loop.create_future()
+        loop.call_soon(enter, taken)
+        return await taken
+
+    assert asyncio.run(main())
+    assert not is_taken(tree)
+
+
+def test_a_half_imported_trio_owns_nothing(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    """Another thread has begun to import it, and has not come to its functions."""
+    half = types.ModuleType("trio.lowlevel")
+    with source_tree_lock(tree) as lock:
+        monkeypatch.setitem(sys.modules, "trio.lowlevel", half)
+        assert lock.is_owner()
+        with lock:
+            pass
+    assert is_free(tree)
+
+
+def test_one_cell_of_a_notebook_enters_and_another_leaves(tree: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("ipykernel") is None:
+        pytest.skip("needs ipykernel")
+    script = """
+        from jupyter_client.manager import start_new_kernel
+        manager, client = start_new_kernel(kernel_name="python3")
+        def run(code):
+            reply = client.execute_interactive(
+                code, timeout=60, output_hook=lambda _: None, store_history=True
+            )
+            tell(reply["content"].get("evalue", "ok"))
+        run("from source_tree_lock import source_tree_lock")
+        run(f"lock = source_tree_lock({sys.argv[1]!r})")
+        run("await lock.__aenter__()")
+        run("await __import__('asyncio').sleep(0)\\nassert lock.is_owner()")
+        heard()
+        run("lock.release()")
+        heard()
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    """
+    names = ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    environ = {name: str(tmp_path / name) for name in names}
+    with Child(script, tree, environ=environ) as child:
+        for _ in range(4):
+            child.expect("ok")
+        assert not is_free(tree)
+        child.say()
+        child.expect("ok")
+        assert is_free(tree)
+        child.say()
+        assert child.process.wait(LIMIT) == 0
+
+
 # Green threads
 
 #: How a program comes to its greenlets: what is imported, and patched, in which order.
 PATCHED = {
     "gevent, early": "from gevent import monkey; monkey.patch_all(); import source_tree_lock",
+    "gevent, late": "import source_tree_lock; from gevent import monkey; monkey.patch_all()",
     "gevent, after an entry": (
         "import source_tree_lock; source_tree_lock.source_tree_lock(sys.argv[2]).__enter__(); "
         "from gevent import monkey; monkey.patch_all()"
     ),
     "gevent, without threads": "from gevent import monkey; monkey.patch_all(thread=False)",
     "gevent, without time": "from gevent import monkey; monkey.patch_all(time=False)",
+    "eventlet, early": "import eventlet; eventlet.monkey_patch()",
     "eventlet, late": "import source_tree_lock, eventlet; eventlet.monkey_patch()",
 }
 #: What both packages call by other names.
@@ -284,16 +452,17 @@ def green_child(way: str, tree: Path, script: str) -> Child:
 @pytest.mark.parametrize("way", PATCHED)
 def test_greenlets_enter_one_at_a_time_and_others_run_during_a_wait(way: str, tree: Path) -> None:
     script = """
-        inside, most, turns, is_over = [], 0, 0, False
+        inside, most, entered, turns, is_over = 0, 0, 0, 0, False
         def enter():
-            global most
+            global inside, most, entered
             with source_tree_lock(sys.argv[1], timeout=50) as lock, lock:
-                inside.append(lock)
-                most = max(most, len(inside))
+                inside += 1
+                most = max(most, inside)
                 green.sleep(0.01)
-                inside.pop()
+                inside -= 1
+                entered += 1
         run(*[enter] * 4)
-        tell("at once", most)
+        tell("entered", entered, "at once", most)
         heard()
         def others():
             global turns
@@ -306,11 +475,13 @@ def test_greenlets_enter_one_at_a_time_and_others_run_during_a_wait(way: str, tr
             is_over = True
         run(others, wait)
         tell("others ran", turns > 3, *signal.pthread_sigmask(signal.SIG_BLOCK, []))
-        with source_tree_lock(sys.argv[1], on_wait=lambda wait: tell("waits")):
-            tell("in")
+        def until_free():
+            with source_tree_lock(sys.argv[1], on_wait=lambda wait: tell("waits")):
+                tell("in")
+        run(until_free)
     """
     with green_child(way, tree, script) as child:
-        child.expect("at once 1")
+        child.expect("entered 4 at once 1")
         with held_elsewhere(tree) as holder:
             child.say()
             child.expect("entered False")
@@ -318,6 +489,20 @@ def test_greenlets_enter_one_at_a_time_and_others_run_during_a_wait(way: str, tr
             child.expect("waits")
             holder.say()
             child.expect("in")
+
+
+def test_a_hook_runs_by_gevents_subprocess(tree: Path) -> None:
+    script = """
+        from source_tree_lock.adapters import locked_runner
+        hook = locked_runner(when=lambda _: True)
+        enters = "import sys; from source_tree_lock import source_tree_lock as lock\\n"
+        enters += "with lock('.', timeout=50): print('in', flush=True)"
+        run(*[lambda: hook([sys.executable, "-c", enters], sys.argv[1])] * 2)
+        tell("done")
+    """
+    with green_child("gevent, early", tree, script) as child:
+        for words in ("in", "in", "done"):
+            child.expect(words)
 
 
 def test_where_nothing_is_patched_a_greenlet_that_could_only_block_the_holder_is_refused(

@@ -6,8 +6,8 @@ import asyncio
 import gc
 import logging
 import os
+import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -29,10 +29,12 @@ from support import (
     is_free,
     open_descriptors,
     wait_until,
+    wait_until_blocked,
 )
 
 from source_tree_lock import LockTimeout, LockUnavailable, _wait, source_tree_lock
 from source_tree_lock._kernel_lock import KernelLock
+from source_tree_lock._paths import Place, open_lock_file
 
 __all__ = ["lock_file"]  # a fixture
 pytestmark = [
@@ -41,34 +43,50 @@ pytestmark = [
 ]
 
 
+#: Many wait for a tree, in tasks and in threads. Argument: the tree.
+CROWD = """
+    import asyncio, os, threading
+    from source_tree_lock import source_tree_lock
+    tree, told = sys.argv[1], []
+    def enter():
+        with source_tree_lock(tree, on_wait=told.append):
+            pass
+    async def enter_async():
+        async with source_tree_lock(tree, on_wait=told.append):
+            pass
+    async def main():
+        before = len(os.listdir("/proc/self/fd"))
+        threads = [threading.Thread(target=enter) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        tasks = [asyncio.create_task(enter_async()) for _ in range(500)]
+        while len(told) < 520:
+            await asyncio.sleep(0.001)
+        tell("all wait")
+        await asyncio.to_thread(heard)  # which is the 22nd thread
+        # The thread of the queue may be about to open what it waits for.
+        extra_threads = len(os.listdir("/proc/self/task")) - 22
+        tell(extra_threads, len(os.listdir("/proc/self/fd")) - before <= 4)
+        await asyncio.gather(*tasks)
+    asyncio.run(main())
+    tell("all were in")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 @each_lock
 def test_one_thread_and_few_descriptors_serve_500_tasks_and_20_threads(
-    blocked_by: str, tree: Path, lock_file: Path
+    blocked_by: str, tree: Path
 ) -> None:
-    told: list[object] = []
-    lock = source_tree_lock(tree, on_wait=told.append)
-
-    async def enter() -> None:
-        async with lock:
-            pass
-
-    async def main() -> None:
-        descriptors, threads = open_descriptors(), threading.active_count()
-        tasks = [asyncio.create_task(enter()) for _ in range(500)]
-        entered = [pool.submit(lock(os.getpid)) for _ in range(20)]
-        while len(told) < 520:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    with holding(tree, blocked_by) as holder, Child(CROWD, tree) as child:
+        child.expect("all wait")
+        wait_until_blocked(child.pid)
+        child.say()
         # While one waits for the tree, with the lock file, the others wait for the lock file.
-        extra = 2 if blocked_by == "tree" else 1
-        wait_until(lambda: threading.active_count() == threads + 20 + extra)
-        assert len(open_descriptors() - descriptors) <= 4
+        child.expect("2 True" if blocked_by == "tree" else "1 True")
         holder.say()
-        await asyncio.gather(*tasks)
-        for each in entered:
-            await asyncio.wrap_future(each)
-
-    with holding(tree, blocked_by) as holder, ThreadPoolExecutor(20) as pool:
-        asyncio.run(asyncio.wait_for(main(), LIMIT))
+        child.expect("all were in")
+        assert child.end() == 0
 
 
 def test_callers_get_in_first_come_first_served_but_those_that_gave_up(
@@ -110,7 +128,7 @@ def test_callers_get_in_first_come_first_served_but_those_that_gave_up(
 def test_waits_that_time_out_in_a_loop_leave_one_thread_and_one_descriptor(
     blocked_by: str, tree: Path, lock_file: Path
 ) -> None:
-    def wait_in_vain(_: object = None) -> None:
+    def wait_in_vain() -> None:
         for _ in range(10):
             assert not source_tree_lock(tree).acquire(timeout=0.03)
 
@@ -124,11 +142,12 @@ def test_waits_that_time_out_in_a_loop_leave_one_thread_and_one_descriptor(
     awaited = tree if blocked_by == "tree" else lock_file
     with holding(tree, blocked_by) as holder:
         before, threads_before = open_descriptors(), threading.active_count()
-        with ThreadPoolExecutor(10) as pool:
-            list(pool.map(wait_in_vain, range(10)))
-        assert is_free(lock_file) is (blocked_by == "tree")
+        threads = [threading.Thread(target=wait_in_vain) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT)
         asyncio.run(main())
-        assert is_free(lock_file) is (blocked_by == "tree")
         while not has_queue(awaited):  # all may have been too busy to stand in it
             wait_in_vain()
         assert waiting_in_line(awaited) == 0
@@ -165,17 +184,27 @@ def test_a_try_is_not_refused_for_callers_that_gave_up(tree: Path, long_run: boo
     assert waited, "nobody ever stood in the queue"
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
 def test_a_try_is_refused_while_another_process_has_what_the_thread_waits_for(
-    tree: Path, lock_file: Path
+    is_replaced: bool, tree: Path, lock_file: Path
 ) -> None:
     lock = source_tree_lock(tree)
     with held_elsewhere(tree) as holder:
         while not has_queue(lock_file):
             assert not lock.acquire(timeout=0.05)
+        if is_replaced:  # the thread is about to be granted the old file, which nobody wants
+            lock_file.unlink()
+            somebody_else = open_lock_file(Place(str(lock_file), False))
+            assert somebody_else.try_lock()
+            holder.say()
+            holder.expect("released")
         for _ in range(20):
             assert not lock.acquire(blocking=False)
-        holder.say()
-        holder.expect("released")
+        if is_replaced:
+            somebody_else.close()
+        else:
+            holder.say()
+            holder.expect("released")
     assert lock.acquire(blocking=False)
     lock.release()
 
@@ -200,6 +229,20 @@ def test_a_loop_that_is_closed_keeps_nobody_out(
         wait_until(lambda: not has_queue(lock_file))
         del waiting
         gc.collect()
+
+
+def test_a_loop_that_has_stopped_keeps_nobody_out_and_its_task_tries_again_when_it_goes_on(
+    tree: Path, lock_file: Path
+) -> None:
+    with held_elsewhere(tree) as holder:
+        waiting = WaitingTask(tree, lock_file)
+        waiting.run_once(partial(waiting.let_grant, holder))
+        wait_until(lambda: is_free(lock_file))
+        with held_elsewhere(tree) as second:
+            waiting.run_until_waiting()
+            second.say()
+            waiting.loop.run_until_complete(waiting.task)
+        waiting.loop.close()
 
 
 @pytest.mark.parametrize("granted", ["never", "before", "seen before", "after"])
@@ -247,14 +290,34 @@ def test_an_error_that_meets_the_thread_reaches_every_caller(
         assert start.wait(LIMIT)
         raise OSError(5, os.strerror(5))
 
-    def enter(_: object) -> LockUnavailable:
+    monkeypatch.setattr(KernelLock, "lock", fail)
+    caught: list[BaseException] = []  # they keep nothing open
+
+    def enter() -> None:
         with pytest.raises(LockUnavailable) as error:
             source_tree_lock(tree, timeout=LIMIT).acquire()
-        return error.value  # which keeps nothing open
+        caught.append(error.value)
 
-    monkeypatch.setattr(KernelLock, "lock", fail)
-    with held_elsewhere(tree), ThreadPoolExecutor(3) as pool:
-        errors = pool.map(enter, range(3))
+    with held_elsewhere(tree):
+        threads = [threading.Thread(target=enter) for _ in range(3)]
+        for thread in threads:
+            thread.start()
         wait_until(lambda: waiting_in_line(lock_file) == 3)
         start.set()
-        assert {(each.errno, each.filename) for each in errors} == {(5, str(lock_file))}
+        for thread in threads:
+            thread.join(LIMIT)
+    found = [(error.errno, error.filename) for error in caught if isinstance(error, OSError)]
+    assert found == [(5, str(lock_file))] * 3
+
+
+def test_where_no_thread_can_be_started_a_caller_asks_again_and_again(
+    tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with held_elsewhere(tree) as holder:
+        with source_tree_lock(tree, timeout=LIMIT, on_wait=lambda _: holder.say()):
+            assert not has_queue(lock_file)
+        holder.expect("released")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from support import (
     HOLD,
+    LIMIT,
     WITHOUT_ROOTS_RIGHTS,
     Child,
     held_elsewhere,
@@ -21,11 +25,12 @@ from support import (
     own_mounts,
     wait_until_blocked,
 )
-from ways import KINDS, WAYS, script
+from ways import KINDS, script
 
 from source_tree_lock import (
     LockTimeout,
     LockUnavailable,
+    SourceTreeLock,
     _system,
     source_tree_lock,
 )
@@ -42,8 +47,14 @@ def lock_file(tree: Path) -> Path:
     return source_tree_lock(tree).lock_file
 
 
+def test_both_locks_are_held_and_both_are_released(tree: Path, lock_file: Path) -> None:
+    with source_tree_lock(tree, timeout=0):
+        assert (is_free(lock_file), is_free(tree)) == (False, False)
+    assert (is_free(lock_file), is_free(tree)) == (True, True)
+
+
 @pytest.mark.parametrize("held", ["lock file", "tree"])
-def test_both_locks_are_held_and_either_alone_keeps_us_out(
+def test_either_lock_alone_keeps_us_out(
     held: str, tree: Path, lock_file: Path, no_leaks: object
 ) -> None:
     lock_file.touch()
@@ -59,8 +70,7 @@ def test_both_locks_are_held_and_either_alone_keeps_us_out(
         os.close(descriptor)
     assert not lock.locked()
     with lock:
-        assert (is_free(lock_file), is_free(tree)) == (False, False)
-    assert (is_free(lock_file), is_free(tree)) == (True, True)
+        pass
 
 
 def test_one_owner_does_not_wait_for_itself_at_a_lock_file_of_two_trees(
@@ -83,48 +93,33 @@ def test_one_owner_does_not_wait_for_itself_at_a_lock_file_of_two_trees(
 # Starting over, because what was locked is not what the paths lead to any more
 
 
+def remove_lock_file(tree: Path, lock_file: Path) -> None:
+    lock_file.unlink()
+
+
+def replace_lock_file(tree: Path, lock_file: Path) -> None:
+    lock_file.unlink()
+    lock_file.write_text("")
+
+
 def replace_tree(tree: Path, lock_file: Path) -> None:
     tree.rename(tree.with_name("moved"))
     tree.mkdir()
 
 
-def replace_lock_file(tree: Path, lock_file: Path) -> None:
-    lock_file.unlink()
-    lock_file.touch()
-
-
-REPLACED: dict[str, Callable[[Path, Path], object]] = {
-    "lock file removed": lambda tree, lock_file: lock_file.unlink(),
-    "lock file replaced": replace_lock_file,
-    "tree replaced": replace_tree,
-    "tree removed": lambda tree, lock_file: tree.rmdir(),
-}
-
-
 @linux_only
 @pytest.mark.parametrize("wait", KINDS)
-@pytest.mark.parametrize("change", REPLACED)
-def test_what_was_replaced_during_a_wait_is_locked_anew_or_not_found(
-    change: str, wait: str, tree: Path, lock_file: Path
+@pytest.mark.parametrize("change", [remove_lock_file, replace_lock_file, replace_tree])
+def test_what_was_replaced_during_a_wait_is_locked_anew(
+    change: Callable[[Path, Path], None], wait: str, tree: Path, lock_file: Path
 ) -> None:
-    around = """
-        try:
-            {}
-        except FileNotFoundError:
-            tell("not found")
-        heard()
-    """
-    with held_elsewhere(tree) as holder, Child(script(wait, around), tree) as waiter:
+    with held_elsewhere(tree) as holder, Child(script(wait), tree) as waiter:
         wait_until_blocked(waiter.pid)
-        REPLACED[change](tree, lock_file)
+        change(tree, lock_file)
         holder.say()
-        if change == "tree removed":
-            waiter.expect("not found")
-            assert is_free(lock_file)
-        else:
-            waiter.expect("held")
-            assert lock_file.exists()
-            assert (is_free(lock_file), is_free(tree)) == (False, False)
+        waiter.expect("held")
+        assert lock_file.exists()
+        assert (is_free(lock_file), is_free(tree)) == (False, False)
 
 
 def test_a_tree_that_is_replaced_while_it_is_locked_is_locked_anew(
@@ -143,6 +138,26 @@ def test_a_tree_that_is_replaced_while_it_is_locked_is_locked_anew(
         assert (is_free(lock_file), is_free(tree)) == (False, False)
 
 
+@linux_only
+@pytest.mark.parametrize("wait", KINDS)
+def test_a_tree_that_was_removed_during_a_wait_is_an_error(
+    wait: str, tree: Path, lock_file: Path
+) -> None:
+    around = """
+        try:
+            {}
+        except FileNotFoundError:
+            tell("not found")
+        heard()
+    """
+    with held_elsewhere(tree) as holder, Child(script(wait, around), tree) as waiter:
+        wait_until_blocked(waiter.pid)
+        tree.rmdir()
+        holder.say()
+        waiter.expect("not found")
+        assert is_free(lock_file)
+
+
 @pytest.mark.parametrize("contended", [False, True])
 def test_what_is_replaced_again_and_again_is_an_error_in_the_end(
     contended: bool, tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
@@ -156,7 +171,7 @@ def test_what_is_replaced_again_and_again_is_an_error_in_the_end(
     with monkeypatch.context() as patch:
         patch.setattr(KernelLock, "is_in_place", removed_before_each_look)
         if contended:  # then it is our thread that starts over
-            refuse(patch, errno.EAGAIN, directories=False, calls=("try_lock",))
+            refuse(patch, errno.EAGAIN, directories=False, calls=["try_lock"])
         with pytest.raises(LockUnavailable, match="replaced 100 times") as caught:
             source_tree_lock(tree).acquire()
     assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, str(lock_file))
@@ -173,7 +188,7 @@ def refuse(
     number: int,
     *,
     directories: bool,
-    calls: tuple[str, ...] = ("try_lock", "lock"),
+    calls: list[str] | None = None,
     after: int = 0,
 ) -> list[int]:
     """Have flock(2) on directories, or on files, fail; it is busy so many times before.
@@ -184,48 +199,52 @@ def refuse(
     failures: list[int] = []
     busy = [None] * after
 
-    def fail(real: Callable[[int], Any], descriptor: int) -> Any:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode) is not directories:
-            return real(descriptor)
-        if busy:
-            return busy.pop()
-        failures.append(descriptor)
-        if number == errno.EAGAIN:
-            return False
-        raise OSError(number, os.strerror(number))
+    def failing(real: Callable[[int], Any]) -> Callable[[int], Any]:
+        def fail(descriptor: int) -> Any:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode) is not directories:
+                return real(descriptor)
+            if busy:
+                return busy.pop()
+            failures.append(descriptor)
+            if number == errno.EAGAIN:
+                return False
+            raise OSError(number, os.strerror(number))
 
-    for call in calls:
-        patch.setattr(_system, call, partial(fail, getattr(_system, call)))
+        return fail
+
+    for call in calls or ["try_lock", "lock"]:
+        patch.setattr(_system, call, failing(getattr(_system, call)))
     return failures
 
 
-@pytest.mark.parametrize("directories", [True, False], ids=["tree", "lock file"])
 @pytest.mark.parametrize("name", ["EBADF", "ENOSYS", "EOPNOTSUPP", "ENOTSUP"])
-def test_where_trees_have_no_lock_the_lock_file_alone_serves_and_never_the_other_way_round(
-    name: str,
-    directories: bool,
-    tree: Path,
-    lock_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    no_leaks: object,
+def test_where_trees_have_no_lock_the_lock_file_alone_serves(
+    name: str, tree: Path, lock_file: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
 ) -> None:
-    failures = refuse(monkeypatch, getattr(errno, name), directories=directories)
-    lock = source_tree_lock(tree, timeout=0)
-    if directories:
-        with lock:
-            assert (is_free(lock_file), is_free(tree)) == (False, True)
-            assert lock.locked()
-            with lock, source_tree_lock(tree, timeout=0):
-                assert lock.is_owner()
-    else:
-        with pytest.raises(LockUnavailable, match="lock_dir") as caught:
-            lock.acquire()
-        assert caught.value.errno == getattr(errno, name)
-    assert (is_free(lock_file), is_free(tree)) == (True, True)
+    failures = refuse(monkeypatch, getattr(errno, name), directories=True)
+    with source_tree_lock(tree, timeout=0) as lock:
+        assert (is_free(lock_file), is_free(tree)) == (False, True)
+        assert lock.locked()
+        with lock, source_tree_lock(tree, timeout=0):
+            assert lock.is_owner()
+    assert is_free(lock_file)
     assert failures
 
 
-@pytest.mark.parametrize("way", ["with", "async with"])
+async def enter_in_task(lock: SourceTreeLock) -> None:
+    await lock.__aenter__()
+
+
+#: The ways to wait.
+ENTER: dict[str, Callable[[SourceTreeLock], object]] = {
+    "with": lambda lock: lock.__enter__(),
+    "bounded": lambda lock: lock.acquire(timeout=LIMIT),
+    "in asyncio": lambda lock: asyncio.run(enter_in_task(lock)),
+    "in trio": lambda lock: trio.run(enter_in_task, lock),
+}
+
+
+@pytest.mark.parametrize("enter", ENTER)
 @pytest.mark.parametrize("busy_before", [0, 1], ids=["at once", "in the wait"])
 @pytest.mark.parametrize("directories", [True, False], ids=["tree", "lock file"])
 @pytest.mark.parametrize(
@@ -241,7 +260,7 @@ def test_a_lock_that_is_refused_is_an_error_at_once_and_leaves_nothing_locked(
     advice: str,
     directories: bool,
     busy_before: int,
-    way: str,
+    enter: str,
     tree: Path,
     lock_file: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -250,28 +269,87 @@ def test_a_lock_that_is_refused_is_an_error_at_once_and_leaves_nothing_locked(
     with monkeypatch.context() as patch:
         refuse(patch, number, directories=directories, after=busy_before)
         with pytest.raises(LockUnavailable, match=advice) as caught:
-            WAYS[way](tree, pytest.fail)
+            ENTER[enter](source_tree_lock(tree))
     refused = tree if directories else lock_file
     assert (caught.value.errno, caught.value.filename) == (number, str(refused))
     assert isinstance(caught.value.__cause__, OSError)
     assert (is_free(lock_file), is_free(tree)) == (True, True)
 
 
-#: Tells for which holder it waits, whether anybody holds the tree, and who does.
+@pytest.mark.parametrize("name", ["EBADF", "ENOSYS", "EOPNOTSUPP"])
+def test_where_lock_files_cannot_be_locked_nobody_enters(
+    name: str, tree: Path, monkeypatch: pytest.MonkeyPatch, no_leaks: object
+) -> None:
+    refuse(monkeypatch, getattr(errno, name), directories=False)
+    with pytest.raises(LockUnavailable, match="lock_dir") as caught:
+        source_tree_lock(tree).acquire()
+    assert caught.value.errno == getattr(errno, name)
+    assert is_free(tree)
+
+
+#: Tells whether it can enter, or the error.
 TRY = """
     from source_tree_lock import LockUnavailable, source_tree_lock
-    def on_wait(wait):
-        tell("waits for", wait.holder.pid, lock.locked(), lock.holder().pid)
-        raise SystemExit
-    lock = source_tree_lock(sys.argv[1], on_wait=on_wait)
+    lock = source_tree_lock(sys.argv[1], lock_dir=sys.argv[2] if sys.argv[2:] else None)
     try:
-        lock.acquire()
-    except LockUnavailable:
-        tell("unavailable")
+        tell(lock.acquire(timeout=float(sys.argv[3]) if sys.argv[3:] else 0.05))
+    except LockUnavailable as error:
+        tell(error.errno, error.filename == str(lock.lock_file), error)
+    heard()
 """
 
 
+def strace(tmp_path: Path, *options: str) -> tuple[str, ...]:
+    """What is put before a command to let system calls fail; skips where that is impossible."""
+    prefix = ("strace", "-f", "-qq", "-o", os.devnull, *options)
+    if shutil.which("strace") is None or subprocess.run([*prefix, "true"]).returncode:
+        pytest.skip("needs strace(1), and the right to trace")
+    return prefix
+
+
+@linux_only
+@pytest.mark.parametrize("first", [1, 2], ids=["lock file", "tree"])
+def test_a_system_that_refuses_flock_to_a_program_is_not_waited_for(
+    first: int, tree: Path, tmp_path: Path
+) -> None:
+    inject = ("-e", "trace=flock", "-e", f"inject=flock:error=EACCES:when={first}+")
+    with Child(TRY, tree, tmp_path, LIMIT, prefix=strace(tmp_path, *inject)) as child:
+        assert child.line().startswith(f"{errno.EACCES} {first == 1} ")
+
+
+@linux_only
+def test_where_hard_links_are_refused_the_lock_file_is_made_in_place(
+    tree: Path, tmp_path: Path
+) -> None:
+    calls = "link,linkat"
+    inject = ("-e", f"trace={calls}", "-e", f"inject={calls}:error=EACCES")
+    directory = tmp_path / "locks"
+    with Child(TRY, tree, directory, prefix=strace(tmp_path, *inject)) as child:
+        child.expect("True")
+        (lock_file,) = directory.iterdir()
+        assert stat.S_IMODE(lock_file.stat().st_mode) == 0o666
+        assert not is_free(lock_file)
+
+
 # Where nobody can have the lock file, the tree alone serves
+
+
+#: Makes the state of a directory, and gives what to put before a command that meets it.
+Make = Callable[[Path], tuple[str, ...]]
+
+
+def nothing(directory: Path) -> tuple[str, ...]:
+    return ()
+
+
+def a_file(directory: Path) -> tuple[str, ...]:
+    directory.touch(0o666)
+    return ()
+
+
+def below_a_file(directory: Path) -> tuple[str, ...]:
+    directory.parent.touch()
+    return ()
 
 
 def not_writable(directory: Path) -> tuple[str, ...]:
@@ -279,37 +357,60 @@ def not_writable(directory: Path) -> tuple[str, ...]:
     return WITHOUT_ROOTS_RIGHTS
 
 
-def mounted(options: str, fill: str, directory: Path) -> tuple[str, ...]:
+def mounted(options: str, fill: str = "") -> Make:
     """A file system of its own for each process that starts, which others do not see."""
-    prefix = own_mounts()
-    directory.mkdir()
-    command = f'mount -t tmpfs -o {options} tmpfs "$1"{fill} && shift && exec "$@"'
-    return *prefix, "sh", "-ec", command, "sh", str(directory)
+
+    def mount(directory: Path) -> tuple[str, ...]:
+        prefix = own_mounts()
+        directory.mkdir()
+        command = f'mount -t tmpfs -o {options} tmpfs "$1"{fill} && shift && exec "$@"'
+        return *prefix, "sh", "-ec", command, "sh", str(directory)
+
+    return mount
 
 
-FULL = partial(mounted, "size=4k,nr_inodes=2", ' && head -c 4096 /dev/zero >"$1/filling"')
-#: How a directory is made, and what is put before a command that meets it; a word of the advice.
-STATES: dict[str, tuple[Callable[[Path], tuple[str, ...] | None], str]] = {
-    "missing": (lambda directory: (), "does not exist"),
-    "a file": (Path.touch, "is not a directory"),
-    "not writable": (not_writable, "mode 1777"),
-    "read-only": (partial(mounted, "ro", ""), "Read-only file system"),
-    "full": (FULL, "No space left"),
-    "x" * 300: (lambda directory: (), "too long"),
+FULL = mounted("size=4k,nr_inodes=2", ' && head -c 4096 /dev/zero >"$1/filling"')
+#: The name of the directory, how it is made, the errno, and a word of the advice.
+STATES: dict[str, tuple[str, Make, int, str]] = {
+    "missing": ("missing", nothing, errno.ENOENT, "does not exist"),
+    "a file": ("file", a_file, errno.ENOTDIR, "is not a directory"),
+    "below a file": ("file/below", below_a_file, errno.ENOTDIR, "is not a directory"),
+    "too long": ("x" * 300, nothing, errno.ENAMETOOLONG, "too long"),
+    "not writable": ("locked", not_writable, errno.EACCES, "mode 1777"),
+    "read-only": ("mounted", mounted("ro"), errno.EROFS, "Read-only file system"),
+    "out of inodes": ("mounted", mounted("nr_inodes=1"), errno.ENOSPC, "No space left"),
+    "full": ("mounted", FULL, errno.ENOSPC, "No space left"),
 }
 
-#: Enters twice, and tells what is logged and what it hands over.
+#: Enters twice, tells what is logged, and what a child that it hands over to gets.
 ALONE = """
-    import logging
+    import logging, os, subprocess
     from source_tree_lock import source_tree_lock
     logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(message)s")
     lock = source_tree_lock(sys.argv[1])
+    enter = "import sys, source_tree_lock as s\\ntry:\\n"
+    enter += " print(s.source_tree_lock(sys.argv[1]).acquire(blocking=False), flush=True)\\n"
+    enter += "except s.LockUnavailable: print('unavailable', flush=True)"
     with lock:
         pass
     with lock:
-        tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
+        tell("held")
+        heard()
+        for environ in {}, lock.environ:
+            command = [sys.executable, "-c", enter, sys.argv[1]]
+            subprocess.run(command, env={**os.environ, **environ}, check=True)
         heard()
     tell("released")
+"""
+
+#: Tells for whom it would wait, whether somebody holds the tree, and who does.
+LOOK = """
+    from source_tree_lock import source_tree_lock
+    def on_wait(wait):
+        tell(wait.holder.pid, lock.locked(), lock.holder().pid)
+        raise SystemExit
+    lock = source_tree_lock(sys.argv[1], on_wait=on_wait)
+    lock.acquire()
 """
 
 
@@ -318,28 +419,61 @@ ALONE = """
 def test_where_nobody_can_have_the_lock_file_the_tree_alone_serves(
     state: str, tree: Path, tmp_path: Path
 ) -> None:
-    make, advice = STATES[state]
-    prefix = make(tmp_path / state) or ()
-    environ = {"TMPDIR": str(tmp_path / state)}
-    with Child(ALONE, tree, prefix=prefix, environ=environ) as holder:
+    name, make, _, advice = STATES[state]
+    prefix, environ = make(tmp_path / name), {"TMPDIR": str(tmp_path / name)}
+    with Child(ALONE, tree, environ=environ, prefix=prefix) as holder:
         said = holder.line()
         assert said.startswith(f"INFO Source tree {str(tree)!r} is locked by itself alone")
         assert advice in said
-        inside = {**environ, "SOURCE_TREE_LOCK_HELD": holder.line()}
+        holder.expect("held")
         assert not is_free(tree)
-        waits = f"waits for {holder.pid} True {holder.pid}"
-        for each, expected in (
-            (environ, waits),
-            ({}, waits),  # it has a lock file
-            (inside, "unavailable"),  # there is no place for the lock file inside the hold
-        ):
-            with Child(TRY, tree, environ=each, prefix=prefix if each else ()) as other:
-                other.expect(expected)
+        with Child(TRY, tree, environ=environ, prefix=prefix) as other:
+            other.expect("False")
+        with Child(TRY, tree) as other:  # it has a lock file
+            other.expect("False")
+        with Child(LOOK, tree, environ=environ, prefix=prefix) as other:
+            other.expect(f"{holder.pid} True {holder.pid}")
         with Child(HOLD, tree, environ=environ, prefix=prefix) as waiter:
+            holder.say()
+            holder.expect("False")
+            holder.expect("unavailable")  # to a child inside the hold: no place for its lock file
             wait_until_blocked(waiter.pid)
             holder.say()
             holder.expect("released")
             waiter.expect("held")
+
+
+@pytest.mark.parametrize("state", [name for name in STATES if name != "missing"])
+def test_a_directory_that_somebody_named_has_to_work(
+    state: str, tree: Path, tmp_path: Path
+) -> None:
+    name, make, number, advice = STATES[state]
+    prefix = make(tmp_path / name)
+    with Child(TRY, tree, tmp_path / name, prefix=prefix) as child:
+        said = child.line()
+        assert said.startswith(f"{number} True ")
+        assert advice in said
+        assert "lock_dir or SOURCE_TREE_LOCK_DIR" in said
+        assert is_free(tree)
+
+
+@linux_only
+@pytest.mark.parametrize("wait", KINDS)
+def test_a_directory_that_is_removed_during_a_wait_leaves_the_tree(
+    wait: str, tree: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "removed"
+    directory.mkdir()
+    environ = {"TMPDIR": str(directory)}
+    with (
+        held_elsewhere(tree, environ=environ) as holder,
+        Child(script(wait), tree, environ=environ) as waiter,
+    ):
+        wait_until_blocked(waiter.pid)
+        shutil.rmtree(directory)
+        holder.say()
+        waiter.expect("held")
+        assert not is_free(tree)
 
 
 def test_where_neither_can_be_had_nobody_enters(
@@ -358,16 +492,21 @@ def test_where_neither_can_be_had_nobody_enters(
 
 
 @linux_only
-def test_a_bind_mount_and_another_temporary_directory_are_no_way_around(
-    tree: Path, tmp_path: Path, no_leaks: object
+@pytest.mark.parametrize("way", ["symlink", "bind mount in another namespace"])
+def test_another_path_and_another_temporary_directory_are_no_way_around(
+    way: str, tree: Path, tmp_path: Path, no_leaks: object
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    mount = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-    prefix = (*own_mounts(), "sh", "-c", mount, "sh", str(tree), str(other))
+    other, environ = tmp_path / "other", {"TMPDIR": str(tmp_path)}
+    prefix: tuple[str, ...] = ()
+    if way == "symlink":
+        other.symlink_to(tree)
+    else:
+        mount = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+        prefix = (*own_mounts(), "sh", "-c", mount, "sh", str(tree), str(other))
+        other.mkdir()
     lock = source_tree_lock(tree, timeout=0.05)
     lock.acquire()
-    with Child(HOLD, other, environ={"TMPDIR": str(tmp_path)}, prefix=prefix) as stranger:
+    with Child(HOLD, other, environ=environ, prefix=prefix) as stranger:
         wait_until_blocked(stranger.pid)
         lock.release()
         stranger.expect("held")
@@ -380,28 +519,43 @@ def test_a_bind_mount_and_another_temporary_directory_are_no_way_around(
             assert not is_free(tree)
 
 
+# A lock inside a hold, whose holder is gone
+
+#: Holds the tree and starts a child, which enters inside this hold.
+PARENT = """
+    import os, subprocess
+    from source_tree_lock import source_tree_lock
+    inside = '''if True:
+        import sys
+        from source_tree_lock import source_tree_lock
+        with source_tree_lock(sys.argv[1]):
+            print("child is in", flush=True)
+            sys.stdin.readline()
+        print("child left", flush=True)
+    '''
+    with source_tree_lock(sys.argv[1]) as lock:
+        command = [sys.executable, "-c", inside, sys.argv[1]]
+        subprocess.run(command, env={**os.environ, **lock.environ})
+"""
+
+
 @linux_only
 @pytest.mark.parametrize("wait", KINDS)
 def test_a_child_inside_the_hold_of_a_parent_that_was_killed_keeps_strangers_out(
     wait: str, tree: Path, lock_file: Path
 ) -> None:
-    hands_over = """
-        from source_tree_lock import source_tree_lock
-        with source_tree_lock(sys.argv[1]) as lock:
-            tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
-            heard()
-    """
-    with Child(hands_over, tree) as parent:
-        environ = {"SOURCE_TREE_LOCK_HELD": parent.line()}
-        with held_elsewhere(tree, environ=environ) as inside:
-            parent.kill()
-            assert source_tree_lock(tree).locked()
-            assert not source_tree_lock(tree).acquire(timeout=0.05)
-            assert (is_free(lock_file), is_free(tree)) == (True, True)
-            with Child("tell('starts')" + script(wait), tree) as stranger:
-                stranger.expect("starts")
-                assert stranger.is_silent(0.1)
-                inside.say()
-                inside.expect("released")
-                stranger.expect("held")
-                assert (is_free(lock_file), is_free(tree)) == (False, False)
+    with Child(PARENT, tree) as parent:
+        parent.expect("child is in")
+        parent.kill()
+        assert (is_free(lock_file), is_free(tree)) == (True, True)
+        lock = source_tree_lock(tree)
+        assert lock.locked()
+        assert not lock.acquire(timeout=0.05)
+        assert (is_free(lock_file), is_free(tree)) == (True, True)
+        with Child("tell('starts')" + script(wait), tree) as stranger:
+            stranger.expect("starts")
+            assert stranger.is_silent(0.1)
+            parent.say()  # its child hears it
+            parent.expect("child left")
+            stranger.expect("held")
+            assert (is_free(lock_file), is_free(tree)) == (False, False)

@@ -9,16 +9,20 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from in_line import holding
-from support import LIMIT, flocked, held_elsewhere, is_free, is_taken, wait_until
+from support import LIMIT, Child, held_elsewhere, is_free, wait_until
 from ways import WAYS
 
 from source_tree_lock import Holder, LockTimeout, Wait, _wait, source_tree_lock
+from source_tree_lock.adapters import locked_hooks, locked_runner
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 #: Each way into a tree, and what the holder has of it.
@@ -59,7 +63,6 @@ def test_each_callback_is_called_when_it_is_due(
 
         def called(name: str, wait: Wait) -> None:
             calls.append((name, wait))
-            assert is_taken(tree) or name != "after_wait"
             where.add((threading.get_ident(), "async" in way and asyncio.current_task()))
             if len(calls) == 4:
                 holder.say()
@@ -84,12 +87,16 @@ def test_each_callback_is_called_when_it_is_due(
     assert messages(logging.WARNING) == []
 
 
+class Stop(Exception):
+    """What a frontend raises to end a wait."""
+
+
 @each_wait
 @pytest.mark.parametrize("callback", ["on_wait", "while_waiting", "after_wait"])
 def test_what_a_callback_raises_ends_the_wait_with_nothing_held(
     callback: str, way: str, blocked_by: str, tree: Path
 ) -> None:
-    raised = KeyError()
+    raised = Stop()
 
     def stop(wait: Wait) -> None:
         raise raised
@@ -98,7 +105,7 @@ def test_what_a_callback_raises_ends_the_wait_with_nothing_held(
     with holding(tree, blocked_by) as holder:
         if callback == "after_wait":
             options["on_wait"] = lambda _: holder.say()
-        with pytest.raises(KeyError) as caught:
+        with pytest.raises(Stop) as caught:
             WAYS[way](tree, lambda: pytest.fail("it got in"), **options)
         assert caught.value is raised
         lock = source_tree_lock(tree)
@@ -132,13 +139,14 @@ def test_a_wait_for_one_lock_after_the_other_is_told_of_once(
     """First the lock file is in the way; when it is released, the tree itself still is."""
     told: list[Wait] = []
     lock = source_tree_lock(tree, timeout=LIMIT, on_wait=told.append)
-    lock.lock_file.touch()
     with holding(tree, "tree") as holder:
-        with flocked(lock.lock_file) as other:
+        with Child(LOCKS_TWICE, lock.lock_file) as other:
+            other.expect("held")
             thread = threading.Thread(target=lock(threading.get_ident))
             thread.start()
             wait_until(lambda: bool(told))
             other.say()
+            other.expect("released")
         wait_until(lambda: not is_free(lock.lock_file))
         holder.say()
         thread.join(LIMIT)
@@ -148,24 +156,100 @@ def test_a_wait_for_one_lock_after_the_other_is_told_of_once(
 # Loops of short attempts
 
 
-@pytest.mark.parametrize("way", [*(way for way in WAYS if "async" not in way), "acquire"])
+def _attempts(tree: Path, **options: Any) -> dict[str, Callable[[], object]]:
+    """What tries for a moment to get in, through one object for all attempts."""
+    lock = source_tree_lock(tree, **options)
+    hooks = locked_hooks(SimpleNamespace(build_wheel=lambda: None), tree, **options)
+    run = locked_runner(lambda *_: None, **options)
+    return {
+        "acquire": lock.acquire,
+        "acquire with a timeout": lambda: lock.acquire(timeout=0.05),
+        "acquire, and a try between": lambda: lock.acquire(timeout=0.05) or lock.acquire(timeout=0),
+        "another object": lambda: source_tree_lock(tree, **options).acquire(),
+        "with": lock.__enter__,
+        "decorator": lock(lambda: None),
+        "locked_runner": lambda: run(["a hook"], str(tree)),
+        "locked_hooks": hooks.build_wheel,
+    }
+
+
+def attempt_until_told(attempt: Callable[[], object], told: list[Wait], times: int) -> None:
+    attempts = 0
+    while len(told) < times or attempts < 4:  # the first may be over before it could wait
+        with suppress(LockTimeout):
+            assert attempt() is False
+        attempts += len(told) >= times
+
+
+@pytest.mark.parametrize("way", _attempts(Path(), timeout=0))
 def test_a_loop_of_short_attempts_is_told_of_once_for_each_holder(
     way: str, tree: Path, messages: Messages
 ) -> None:
     told: list[Wait] = []
-    lock = source_tree_lock(tree, on_wait=told.append)
+    attempt = _attempts(tree, timeout=0.05, on_wait=told.append)[way]
     for times in (1, 2):
         with held_elsewhere(tree) as holder:
-            attempts = 0
-            while len(told) < times or attempts < 4:  # the first may be over before it could wait
-                if way == "acquire":
-                    assert not lock.acquire(timeout=0.05)
-                else:
-                    with pytest.raises(LockTimeout):
-                        WAYS[way](tree, pytest.fail, timeout=0.05, on_wait=told.append)
-                attempts += len(told) >= times
+            attempt_until_told(attempt, told, times)
         assert [each.holder and each.holder.pid for each in told[times - 1 :]] == [holder.pid]
     assert len(messages(logging.INFO)) == 2
+
+
+def test_a_loop_of_short_attempts_in_a_task_is_told_of_once(tree: Path) -> None:
+    told: list[Wait] = []
+    lock = source_tree_lock(tree, timeout=0.05, on_wait=told.append)
+
+    async def main() -> None:
+        for _ in range(6):
+            with pytest.raises(LockTimeout):
+                await lock.__aenter__()
+
+    with held_elsewhere(tree):
+        asyncio.run(main())
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_threads_that_share_a_lock_are_each_told_once(number: int, tree: Path) -> None:
+    told: list[int] = []
+    lock = source_tree_lock(tree, on_wait=lambda _: told.append(threading.get_ident()))
+
+    def attempts() -> bool:
+        return any(lock.acquire(timeout=0.05) for _ in range(8))
+
+    with held_elsewhere(tree), ThreadPoolExecutor(number) as pool:
+        assert not any(pool.map(lambda _: attempts(), range(number)))
+    assert 1 <= len(told) == len(set(told)) <= number
+
+
+#: Another program, which leaves no record: nothing tells its two locks apart. Argument: a file.
+LOCKS_TWICE = """
+    import fcntl
+    file = open(sys.argv[1], "w")
+    for _ in range(2):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        tell("held")
+        heard()
+        fcntl.flock(file, fcntl.LOCK_UN)
+        tell("released")
+        heard()
+"""
+
+
+def test_once_it_got_in_the_next_wait_is_told_of_again_though_the_holder_is_the_same(
+    tree: Path,
+) -> None:
+    told: list[Wait] = []
+    lock = source_tree_lock(tree, on_wait=told.append)
+    with Child(LOCKS_TWICE, lock.lock_file) as holder:
+        for times in (1, 2):
+            holder.expect("held")
+            attempt_until_told(lambda: lock.acquire(timeout=0.05), told, times)
+            assert len(told) == times
+            holder.say()
+            holder.expect("released")
+            with lock:
+                pass
+            holder.say()
 
 
 # Without callbacks: a warning once a wait is long

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from in_line import each_lock, holding, lock_file
+from in_line import each_lock, has_queue, holding, lock_file
 from support import (
     LIMIT,
     Child,
@@ -24,7 +24,7 @@ from support import (
 )
 from ways import WAITS, script
 
-from source_tree_lock import source_tree_lock
+from source_tree_lock import LockTimeout, source_tree_lock
 
 __all__ = ["lock_file"]  # a fixture
 pytestmark = [
@@ -90,10 +90,12 @@ INTERRUPTED = """
 import json
 from source_tree_lock import _deadlocks, _handover, _wait
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-try:
-    {}
-except KeyboardInterrupt:
-    tell("interrupted")
+def wait():
+    try:
+        {}
+    except KeyboardInterrupt:
+        tell("interrupted")
+wait()
 heard()
 def is_open(path):  # its thread may be about to close what it was granted for nobody
     return path in [os.path.realpath(f"{{fds}}/{{each}}") for each in os.listdir(fds)]
@@ -126,22 +128,42 @@ def test_ctrl_c_ends_a_wait_at_once_and_leaves_nothing_locked(
         waiter.expect("left nothing open")
 
 
+def test_giving_up_the_wait_for_the_tree_releases_the_lock_file_at_once(
+    tree: Path, lock_file: Path
+) -> None:
+    async def main() -> None:
+        with pytest.raises(LockTimeout):
+            await source_tree_lock(tree, timeout=0.1).__aenter__()
+
+    with holding(tree, "tree"):
+        assert not source_tree_lock(tree).acquire(timeout=0.1)
+        assert is_free(lock_file)
+        asyncio.run(main())
+        assert is_free(lock_file)
+        assert not has_queue(lock_file)
+
+
 @each_lock
+@pytest.mark.parametrize("is_turned", [False, True])
 def test_a_symlink_is_followed_to_where_it_leads_when_the_wait_is_over(
-    blocked_by: str, tree: Path
+    is_turned: bool, blocked_by: str, tree: Path
 ) -> None:
     link, other = tree.parent / "link", tree.parent / "other"
     other.mkdir()
     link.symlink_to(tree)
 
     def look() -> None:
-        assert [is_free(each) for each in (tree, other)] == [True, False]
-        assert is_free(source_tree_lock(tree).lock_file)
+        held, free = (other, tree) if is_turned else (tree, other)
+        assert not is_free(held)
+        assert is_free(free)
+        assert is_free(source_tree_lock(free).lock_file)
 
     with holding(tree, blocked_by) as holder, ThreadPoolExecutor(1) as pool:
         entered = pool.submit(source_tree_lock(link)(look))
         wait_until_blocked(os.getpid())
-        link.unlink()
-        link.symlink_to(other)
+        if is_turned:
+            link.unlink()
+            link.symlink_to(other)
         holder.say()
+        holder.expect("released")
         entered.result(LIMIT)

@@ -24,21 +24,41 @@ def _with(tree: Path, body: Body, **options: Any) -> None:
         body()
 
 
-async def _async_with(tree: Path, body: Body, **options: Any) -> None:
-    async with source_tree_lock(tree, **options):
+def _acquire(tree: Path, body: Body, **options: Any) -> None:
+    lock = source_tree_lock(tree, **options)
+    assert lock.acquire()
+    try:
         body()
+    finally:
+        lock.release()
+
+
+def _decorator(tree: Path, body: Body, **options: Any) -> None:
+    source_tree_lock(tree, **options)(body)()
 
 
 def _decorator_of_arguments(tree: Path, body: Body, **options: Any) -> None:
-    source_tree_lock(lambda path: path, **options)(lambda path: body())(tree)
-
-
-async def _async_decorator(tree: Path, body: Body, **options: Any) -> None:
-    @source_tree_lock(tree, **options)
-    async def build() -> None:
+    @source_tree_lock(lambda path: path, **options)
+    def build(path: Path) -> None:
         body()
 
-    await build()
+    build(tree)
+
+
+def _async_with(tree: Path, body: Body, **options: Any) -> None:
+    async def main() -> None:
+        async with source_tree_lock(tree, **options):
+            body()
+
+    asyncio.run(main())
+
+
+def _async_decorator(tree: Path, body: Body, **options: Any) -> None:
+    @source_tree_lock(tree, **options)
+    async def main() -> None:
+        body()
+
+    asyncio.run(main())
 
 
 def _runner(tree: Path, body: Body, **options: Any) -> None:
@@ -51,9 +71,11 @@ def _hooks(tree: Path, body: Body, **options: Any) -> None:
 
 WAYS: dict[str, Way] = {
     "with": _with,
+    "acquire": _acquire,
+    "decorator": _decorator,
     "decorator of arguments": _decorator_of_arguments,
-    "async with": lambda *args, **options: asyncio.run(_async_with(*args, **options)),
-    "async decorator": lambda *args, **options: asyncio.run(_async_decorator(*args, **options)),
+    "async with": _async_with,
+    "async decorator": _async_decorator,
     "locked_runner": _runner,
     "locked_hooks": _hooks,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 from support import held_elsewhere, is_free, write_project
 
 from source_tree_lock import (
+    LockOptions,
     LockTimeout,
     LockUnavailable,
+    SourceTreeLockError,
     Wait,
     source_tree_lock,
 )
-from source_tree_lock.adapters import locked_hooks, locked_runner
+from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
 
 from .callers import RunHook, caller, either, pyproject_api_frontend
 
@@ -42,6 +45,13 @@ def test_invalid_lock_options_are_refused_before_any_hook(
         locked_hooks(object(), **options)
 
 
+def test_the_types_of_the_signatures_can_be_looked_up() -> None:
+    for adapter in (locked_runner, locked_hooks):
+        hints = typing.get_type_hints(adapter)
+        assert typing.get_args(hints["lock_options"]) == (LockOptions,)
+    assert typing.get_type_hints(is_setuptools)["return"] is bool
+
+
 @either
 def test_an_error_before_the_hook_has_run_is_told_apart_from_the_hook_s(
     run_hook: RunHook, tree: Path, tmp_path: Path
@@ -64,36 +74,44 @@ def test_an_error_before_the_hook_has_run_is_told_apart_from_the_hook_s(
     with pytest.raises(FileNotFoundError) as caught:
         run_hook(tree, hook)
     assert caught.value is error
+    assert not isinstance(error, SourceTreeLockError)
 
 
 # Messages
 
 
 @either
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING], ids=logging.getLevelName)
 def test_all_that_the_library_says_goes_where_one_argument_says(
-    run_hook: RunHook, tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run_hook: RunHook,
+    level: int,
+    tree: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The start and the end of a wait, and a warning: of a lock directory of everybody's."""
-    caplog.set_level(logging.INFO, "source_tree_lock")
+    caplog.set_level(level, "source_tree_lock")
     lock_dir = tmp_path / "everybody's"
     lock_dir.mkdir()
     lock_dir.chmod(0o777)
     said: list[str] = []
     told: list[Wait] = []
+    ended: list[Wait] = []
+
     with held_elsewhere(tree, environ={"SOURCE_TREE_LOCK_DIR": str(lock_dir)}) as holder:
 
         def tell(wait: Wait) -> None:
             told.append(wait)
             holder.say()
 
-        options = {"lock_dir": lock_dir, "on_wait": tell, "after_wait": told.append}
+        options = {"lock_dir": lock_dir, "on_wait": tell, "after_wait": ended.append}
         run_hook(tree, lambda: None, say=said.append, **options)
     warning, start, end = said
     assert str(lock_dir) in warning
     assert start == str(told[0])
     assert f"(pid {holder.pid})" in start
     assert end.startswith(f"acquired {tree} after ")
-    assert len(told) == 2
+    assert (len(told), len(ended)) == (1, 1)
     assert caplog.records == []
     # Afterwards, and of others, the log hears as before.
     logging.getLogger("source_tree_lock").warning("of others")
@@ -102,12 +120,19 @@ def test_all_that_the_library_says_goes_where_one_argument_says(
 
 # What a hook starts
 
-#: Starts children that fail if two of them are inside at the same time.
-STARTS_FOUR = """
+#: A child of a hook: fails if another one is inside at the same time.
+TAKES_A_TURN = """
+import os, sys, time
+from source_tree_lock import source_tree_lock
+with source_tree_lock(timeout=30):
+    os.mkdir("inside")
+    time.sleep(0.05)
+    os.rmdir("inside")
+"""
+STARTS_FOUR = f"""
 import subprocess, sys
-lock = [sys.executable, *"-m source_tree_lock run --timeout 30 . --".split()]
-turn = [*lock, "sh", "-c", "mkdir inside && sleep 0.05 && rmdir inside"]
-if any([child.wait() for child in [subprocess.Popen(turn) for _ in range(4)]]):
+children = [subprocess.Popen([sys.executable, "-c", {TAKES_A_TURN!r}]) for _ in range(4)]
+if any([child.wait() for child in children]):
     raise SystemExit("two were inside at once, or one was not let in")
 """
 

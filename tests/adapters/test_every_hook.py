@@ -21,8 +21,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::pyproject_hooks.BuildBackendWar
 
 
 def by_constructor(tree: Path, out: Path) -> set[str]:
-    call_all_hooks(caller(tree, locked_runner(quiet_subprocess_runner)), out)
+    call_all_hooks(caller(tree, locked_runner()), out)
     return ALL_COMMANDS
+
+
+def by_context_manager(tree: Path, out: Path) -> set[str]:
+    hooks = caller(tree)
+    with hooks.subprocess_runner(locked_runner(quiet_subprocess_runner)):
+        hooks.build_wheel(str(out))
+    return {"bdist_wheel"}
 
 
 def by_project_builder(tree: Path, out: Path) -> set[str]:
@@ -60,7 +67,9 @@ IN_PROCESS = """
     import sys, setuptools.build_meta
     from source_tree_lock.adapters import locked_hooks
     backend = locked_hooks(setuptools.build_meta)
-    out = sys.argv[1]
+    if sys.argv[1] == "legacy":
+        backend = backend.__legacy__
+    out = sys.argv[2]
     backend.get_requires_for_build_wheel()
     backend.prepare_metadata_for_build_wheel(metadata_directory=out)
     backend.build_wheel(out, config_settings=None, metadata_directory=None)
@@ -70,14 +79,29 @@ IN_PROCESS = """
 """
 
 
-def by_module(tree: Path, out: Path) -> set[str]:
-    with Child(IN_PROCESS, out, cwd=tree) as child:
+def by_module(tree: Path, out: Path, kind: str = "module") -> set[str]:
+    with Child(IN_PROCESS, kind, out, cwd=tree) as child:
         while child.line() != "done":
             pass
     return ALL_COMMANDS
 
 
-@pytest.mark.parametrize("by", [each for name, each in globals().items() if name[:3] == "by_"])
+def by_legacy_backend(tree: Path, out: Path) -> set[str]:
+    return by_module(tree, out, "legacy")
+
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        by_constructor,
+        by_context_manager,
+        by_project_builder,
+        by_hook_caller,
+        by_pyproject_api,
+        by_module,
+        by_legacy_backend,
+    ],
+)
 def test_every_hook_runs_under_the_lock(
     tree: Path, tmp_path: Path, no_leaks: object, by: Callable[[Path, Path], set[str]]
 ) -> None:
@@ -86,3 +110,10 @@ def test_every_hook_runs_under_the_lock(
     commands = by(tree, tmp_path)
     assert witness.report() == {f"{command} locked" for command in commands}
     assert is_free(source_tree_lock(tree).lock_file)
+
+
+def test_without_an_adapter_no_hook_runs_under_the_lock(tree: Path, tmp_path: Path) -> None:
+    witness = Witness(tree)
+    write_project(tree, witness.setup)
+    call_all_hooks(caller(tree), tmp_path)
+    assert witness.report() == {f"{command} unlocked" for command in ALL_COMMANDS}

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
-from support import is_free
+from pyproject_hooks import BuildBackendHookCaller
+from support import held_elsewhere, is_free, write_project
 
-from source_tree_lock import source_tree_lock
+from source_tree_lock import LockTimeout, source_tree_lock
 from source_tree_lock.adapters import locked_hooks
+
+from .callers import caller
 
 
 class Frontend:
+    """Something with hooks."""
+
     name = "mine"
 
     def build_wheel(self, wheel_directory: str) -> str:
@@ -30,11 +38,20 @@ def test_a_source_tree_that_is_named_is_the_one_that_is_locked(tree: Path, tmp_p
     assert hooks.build_wheel()
 
 
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
+def test_a_copy_locks_as_well(
+    make: Callable[[BuildBackendHookCaller], BuildBackendHookCaller], tree: Path
+) -> None:
+    write_project(tree)
+    hooks = make(locked_hooks(caller(tree), timeout=0))
+    with held_elsewhere(tree), pytest.raises(LockTimeout):
+        hooks.get_requires_for_build_wheel()
+
+
 def test_what_is_no_hook_passes_through(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
     frontend = Frontend()
     hooks = locked_hooks(frontend)
-    assert isinstance(hooks, Frontend)
     assert hooks.name == "mine"
     hooks.name = "yours"
     assert frontend.name == "yours"
@@ -43,7 +60,6 @@ def test_what_is_no_hook_passes_through(tree: Path, monkeypatch: pytest.MonkeyPa
     del hooks.name
     assert frontend.name == "mine"
     assert hooks.greet()
-    assert not locked_hooks(frontend, also=["greet"]).greet()  # a hook beyond the standards
     assert "build_wheel" in dir(hooks)
     assert repr(frontend) in repr(hooks)
     hook = hooks.build_wheel
@@ -51,3 +67,19 @@ def test_what_is_no_hook_passes_through(tree: Path, monkeypatch: pytest.MonkeyPa
     assert not hasattr(hooks, "build_editable")  # a hook that it does not have
     with pytest.raises(AttributeError, match="build_editable"):
         _ = hooks.build_editable  # type: ignore[attr-defined]
+
+
+def test_a_locked_object_is_of_the_same_kind(tree: Path) -> None:
+    assert isinstance(locked_hooks(Frontend()), Frontend)
+    assert isinstance(locked_hooks(caller(tree)), BuildBackendHookCaller)
+    assert isinstance(locked_hooks(sys), ModuleType)
+    assert not isinstance(locked_hooks(Frontend()), BuildBackendHookCaller)
+
+
+def test_a_hook_beyond_the_standards_is_locked_when_it_is_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree)
+    hooks = locked_hooks(Frontend(), also=["greet"])
+    assert not hooks.greet()
+    assert is_free(source_tree_lock().lock_file)

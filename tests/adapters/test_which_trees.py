@@ -23,6 +23,7 @@ TABLES = [
     ("build-backend = 'setuptools.build_meta:__legacy__'", True),
     ("build-backend = 'x'\nbackend-path = ['.']", True),
     ("build-backend = 'pbr.build'", True),
+    ("build-backend = 'jupyter_packaging.build_api'", True),
     ("build-backend = 'scikit_build_core.setuptools.build_meta'", True),
     (f"{RAPIDS}build-backend = 'setuptools.build_meta'", True),
     (f"{RAPIDS}build-backend = 'scikit_build_core.build'", False),
@@ -38,7 +39,9 @@ TABLES = [
     ("build-backend = 'setuptools.build_meta_x'", False),
     ("build-backend = 'flit_core.buildapi'", False),
     ("build-backend = 'hatchling.build'", False),
+    ("build-backend = 'maturin'", False),
     ("build-backend = 'mesonpy'", False),
+    ("build-backend = 'poetry.core.masonry.api'", False),
     ("build-backend = ['flit_core.buildapi']", True),
     ("build-backend = 'flit_core.buildapi'\nrequires = [5]", True),
     ("build-backend = '\udcff'", True),
@@ -48,11 +51,11 @@ TABLES = [
 FILES = [
     (None, True),
     ("", True),
-    ("[project]", True),
+    ("[project]\nname = 'x'", True),
     ("[build-system", True),
-    ("build-system=5", True),
+    ("build-system = 5", True),
+    *((f"[build-system]\n{table}", expected) for table, expected in TABLES),
 ]
-FILES += [(f"[build-system]\n{table}", expected) for table, expected in TABLES]
 
 
 @pytest.mark.parametrize(("text", "expected"), FILES, ids=lambda each: ascii(each)[:60])
@@ -62,6 +65,11 @@ def test_which_trees_are_setuptools(tree: Path, text: str | None, expected: bool
     assert is_setuptools(tree) is expected
     assert is_setuptools(os.fsencode(tree)) is expected
     assert is_setuptools(str(tree)) is expected
+
+
+def test_a_pyproject_toml_that_cannot_be_read_locks(tree: Path) -> None:
+    (tree / "pyproject.toml").mkdir()
+    assert is_setuptools(tree)
 
 
 def test_any_other_rule_may_say_which_trees_are_locked(tree: Path, tmp_path: Path) -> None:

@@ -6,21 +6,28 @@ import fcntl
 import os
 import pty
 import re
-import select
 import struct
 import subprocess
 import sys
 import termios
 import textwrap
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any
+from typing import IO, Any
 
 import pytest
-from support import LIMIT, PRELUDE, held_elsewhere, is_free, stop_for_good, wait_until, waiters
+from support import (
+    LIMIT,
+    PRELUDE,
+    Child,
+    held_elsewhere,
+    is_free,
+    stop_for_good,
+    wait_until,
+    waiters,
+)
 from typing_extensions import Self
 
 from source_tree_lock import source_tree_lock
@@ -32,15 +39,18 @@ SCRIPT = Path(sys.executable).with_name("source-tree-lock")
 #: The installed command; where a checkout is tested without an installation, the module.
 COMMAND = [str(SCRIPT)] if SCRIPT.exists() else MODULE
 
-_HASTY = """
-import time
-clock = time.monotonic
-time.monotonic = lambda: 60 * clock()
-from source_tree_lock.__main__ import main
-raise SystemExit(main())
-"""
 #: The command with a clock that runs sixty times as fast.
-HASTY = [sys.executable, "-c", _HASTY]
+HASTY = [
+    sys.executable,
+    "-c",
+    """if True:
+    import time
+    clock = time.monotonic
+    time.monotonic = lambda: 60 * clock()
+    from source_tree_lock.__main__ import main
+    raise SystemExit(main())
+    """,
+]
 
 
 def python(script: str, *arguments: object) -> list[str]:
@@ -69,17 +79,26 @@ def run(
 def complaint(ended: subprocess.CompletedProcess[bytes]) -> str:
     """The one message on stderr, without a traceback."""
     text = ended.stderr.decode()
-    found = re.fullmatch("source-tree-lock: (.*)\n", text)
-    assert found is not None, text
-    return str(found[1])
+    assert text.startswith("source-tree-lock: ")
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    return text.removeprefix("source-tree-lock: ").rstrip("\n")
+
+
+class Running(subprocess.Popen[bytes]):
+    """The command, whose standard streams are pipes as far as a test uses them."""
+
+    stdin: IO[bytes]  # pyright: ignore[reportIncompatibleVariableOverride]
+    stdout: IO[bytes]  # pyright: ignore[reportIncompatibleVariableOverride]
+    stderr: IO[bytes]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @contextmanager
-def started(*arguments: object, command: Sequence[str] = COMMAND, **options: Any) -> Iterator[Any]:
-    """The command as a Popen, in a session of its own, ended with all that it has started."""
-    process: subprocess.Popen[bytes] = subprocess.Popen(
-        [*command, *map(str, arguments)], start_new_session=True, **options
-    )
+def started(
+    *arguments: object, command: Sequence[str] = COMMAND, **options: Any
+) -> Iterator[Running]:
+    """The command, in a session of its own, ended with all that it has started."""
+    process = Running([*command, *map(str, arguments)], start_new_session=True, **options)
     try:
         yield process
     finally:
@@ -92,10 +111,11 @@ def started(*arguments: object, command: Sequence[str] = COMMAND, **options: Any
 
 @contextmanager
 def waiting(
-    tree: Path, *options: str, command: Sequence[str] = COMMAND
-) -> Iterator[tuple[Any, Any]]:
+    *arguments: object, command: Sequence[str] = COMMAND
+) -> Iterator[tuple[Child, Running]]:
     """`run`, its output in pipes, while it waits for a process that holds the tree."""
-    words = ["run", *options, tree, "--", "sh", "-c", "echo inside; exit 7"]
+    tree = Path(str(arguments[-1]))
+    words = ["run", *arguments, "--", "sh", "-c", "echo inside; exit 7"]
     with (
         held_elsewhere(tree) as holder,
         started(*words, command=command, stdout=PIPE, stderr=PIPE) as process,
@@ -109,11 +129,14 @@ def both_free(tree: Path) -> bool:
     return is_free(source_tree_lock(tree).lock_file) and is_free(tree)
 
 
-#: Makes the terminal that is its input its own and becomes a command. Arguments: the command.
+#: Makes a terminal its own and becomes a command. Arguments: the terminal, the command.
 ON_TERMINAL = """
 import fcntl, os, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execvp(sys.argv[1], sys.argv[1:])
+terminal = os.open(sys.argv[1], os.O_RDWR)
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+for each in range(3):
+    os.dup2(terminal, each)
+os.execvp(sys.argv[2], sys.argv[2:])
 """
 
 #: What a shell with job control does: the command is a group of its own, in the foreground.
@@ -125,7 +148,10 @@ def to_foreground():
     os.tcsetpgrp(0, os.getpid())
     signal.signal(signal.SIGTTOU, signal.SIG_DFL)
 job = subprocess.Popen(sys.argv[1:], preexec_fn=to_foreground)
-while os.WIFSTOPPED(status := os.waitpid(job.pid, os.WUNTRACED)[1]):
+while True:
+    _, status = os.waitpid(job.pid, os.WUNTRACED)
+    if not os.WIFSTOPPED(status):
+        break
     if os.WSTOPSIG(status) == signal.SIGTSTP:
         print("stopped", flush=True)
         os.killpg(job.pid, signal.SIGCONT)
@@ -134,40 +160,50 @@ print("status", os.waitstatus_to_exitcode(status), flush=True)
 """
 LEADERS = {"leads the session": [], "a shell's job": [sys.executable, "-c", SHELL]}
 
+
 _TEXT = r"\r\x1b\[\?7l([^\r\n\x1b]*)\x1b\[K\x1b\[\?7h"
 
 
 class Terminal:
     """A pseudo-terminal with a command in it, which leads its session."""
 
-    def __init__(self, *command: object, columns: int = 80) -> None:
+    def __init__(
+        self, *command: object, columns: int = 80, environ: Mapping[str, str] | None = None
+    ) -> None:
         self.ours, self._theirs = pty.openpty()
-        size = struct.pack("HHHH", 24, columns, 0, 0)
-        fcntl.ioctl(self.ours, termios.TIOCSWINSZ, size)
+        self.resize(columns)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", ON_TERMINAL, *map(str, command)],
+            [sys.executable, "-c", ON_TERMINAL, os.ttyname(self._theirs), *map(str, command)],
             start_new_session=True,
-            stdin=self._theirs,
-            stdout=self._theirs,
-            stderr=self._theirs,
-            env={**os.environ, "TERM": "xterm"},
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "TERM": "xterm", **(environ or {})},
         )
         self._bytes = b""
         self.shown = ""
+
+    def resize(self, columns: int) -> None:
+        fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def type(self, text: str) -> None:
         os.write(self.ours, text.encode())
 
     def until(self, pattern: str) -> re.Match[str]:
         """Read until the terminal has shown it."""
-        deadline = time.monotonic() + LIMIT
-        while (found := re.search(pattern, self.shown)) is None:
-            seconds = max(0.0, deadline - time.monotonic())
-            shows_more = select.select([self.ours], [], [], seconds)[0]
-            assert shows_more, f"the terminal shows no {pattern!r}: {self.shown!r}"
-            self._bytes += os.read(self.ours, 65536)
-            self.shown = self._bytes.decode(errors="ignore")  # half a letter may be there
-        return found
+        os.set_blocking(self.ours, False)
+        found: list[re.Match[str]] = []
+
+        def look() -> bool:
+            with suppress(BlockingIOError):
+                self._bytes += os.read(self.ours, 65536)
+                self.shown = self._bytes.decode(errors="ignore")  # half a letter may be there
+            found.extend(re.finditer(pattern, self.shown))
+            return bool(found)
+
+        try:
+            wait_until(look)
+        except AssertionError as error:
+            raise AssertionError(f"the terminal shows no {pattern!r}: {self.shown!r}") from error
+        return found[0]
 
     def end(self) -> int:
         """Read all until the command has ended; its status."""
@@ -186,16 +222,17 @@ class Terminal:
         return re.sub(rf"(?:{_TEXT})+(?:\^C)?\r\x1b\[K", "", self.shown).replace("\r\n", "\n")
 
     def hang_up(self) -> None:
-        for each in self._theirs, self.ours:
-            with suppress(OSError):
-                os.close(each)
+        os.close(self._theirs)
+        os.close(self.ours)
+        self.ours = self._theirs = -1
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         stop_for_good(self.process)
-        self.hang_up()
+        if self.ours >= 0:
+            self.hang_up()
 
 
 #: Writes down the signals that it gets; SIGUSR1 ends it. Arguments: where.

@@ -16,7 +16,7 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from support import LIMIT, held_elsewhere, wait_until, wait_until_blocked
+from support import LIMIT, Child, held_elsewhere, wait_until, wait_until_blocked
 
 from source_tree_lock import source_tree_lock
 
@@ -31,14 +31,12 @@ as_root = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize("arguments", [["{tree}"], [], ["."]], ids=["named", "default", "dot"])
-def test_status_of_a_free_tree_is_0_and_makes_nothing(
-    arguments: list[str], tree: Path, temp_dir: Path
-) -> None:
+def test_status_of_a_free_tree_is_0(arguments: list[str], tree: Path) -> None:
     ended = run("status", *(each.format(tree=tree) for each in arguments), cwd=tree)
     assert (ended.returncode, ended.stderr) == (0, b"")
     lock_file = source_tree_lock(tree).lock_file
     assert ended.stdout.decode() == f"{tree}: free\nlock file: {lock_file}\n"
-    assert list(temp_dir.iterdir()) == []
+    assert not lock_file.exists()
 
 
 @linux_only
@@ -85,10 +83,13 @@ def test_a_stopped_holder_is_continued_and_not_killed(tree: Path) -> None:
         wait_until(lambda: json.loads(run("status", "--json", tree).stdout)["holder"]["stopped"])
         told = run("status", tree).stdout.decode()
         assert " (stopped)\n" in told
-        command = f"kill -CONT -{process.pid}"
-        assert f"It is stopped. Let it go on: fg in its terminal, or {command}\n" in told
+        advice = (
+            rf"It is stopped\. Let it go on: fg in its terminal, or (kill -CONT -{process.pid})\n"
+        )
+        found = re.search(advice, told)
+        assert found is not None, told
         assert "kill " not in told.replace("kill -CONT", "")
-        subprocess.run(command, shell=True, check=True)
+        subprocess.run(found[1], shell=True, check=True)
         process.stdin.write(b"on")
         process.stdin.close()
         assert process.stdout.read() == b"on"
@@ -96,15 +97,10 @@ def test_a_stopped_holder_is_continued_and_not_killed(tree: Path) -> None:
 
 
 @as_root
-@pytest.mark.parametrize(
-    ("reader", "advice"),
-    [
-        ((), "end pid {0} (kill {0}), or wait until it is done."),
-        (NOBODY, "To end the wait, ask root to end pid {0}, or wait until it is done."),
-    ],
-)
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["runs", "stopped"])
+@pytest.mark.parametrize("reader", [(), NOBODY], ids=["asked by root", "held by root"])
 def test_the_advice_can_be_followed_by_the_user_who_asks(
-    reader: tuple[str, ...], advice: str, monkeypatch: pytest.MonkeyPatch
+    reader: tuple[str, ...], is_stopped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if run("--version", command=[*NOBODY, *COMMAND]).returncode:
         pytest.skip("another user may not run this Python")
@@ -115,9 +111,17 @@ def test_the_advice_can_be_followed_by_the_user_who_asks(
         command = [*holder, *COMMAND, "run", directory, "--", "sh", "-c", "echo; sleep 60"]
         with started(command=command, stdout=PIPE) as process:
             assert process.stdout.read(1) == b"\n"
+            if is_stopped:
+                process.send_signal(signal.SIGSTOP)
             told = run("status", directory, command=[*reader, *COMMAND]).stdout.decode()
-    assert f"(pid {process.pid}, user {user})" in told
-    assert advice.format(process.pid) in told
+    pid = process.pid
+    assert f"(pid {pid}, user {user})" in told
+    if is_stopped:
+        assert ("It is stopped. Ask root to let it" if reader else "It is stopped. Let it") in told
+    elif reader:
+        assert f"Wait until it is done, or ask root to end pid {pid}." in told
+    else:
+        assert f"end pid {pid} (kill {pid}), or wait until it is done." in told
 
 
 WAIT = "from source_tree_lock import source_tree_lock as lock; lock(sys.argv[1]).acquire()"
@@ -145,6 +149,25 @@ def test_status_lists_what_waits_in_the_order_in_which_it_gets_in(tree: Path) ->
     assert [int(pid) for pid in re.findall(r"(?m)^  \S+ \(pid (\d+)\)$", words)] == pids
 
 
+@linux_only
+def test_status_lists_the_one_that_waits_for_the_tree_alone_before_all_others(tree: Path) -> None:
+    hold_tree = """
+        import fcntl, os
+        fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+        tell("held")
+        heard()
+    """
+    with Child(hold_tree, tree) as holder:
+        holder.expect("held")
+        with started(command=python(WAIT, tree)) as first:
+            wait_until_blocked(first.pid)  # in the tree's queue, with the lock file its own
+            with started(command=python(WAIT, tree)) as second:
+                wait_until_blocked(second.pid)
+                found = json.loads(run("status", "--json", tree).stdout)
+                assert found["holder"]["pid"] == holder.pid
+                assert [each["pid"] for each in found["waiters"]] == [first.pid, second.pid]
+
+
 def test_status_looks_where_run_locks_and_names_the_command(tree: Path, tmp_path: Path) -> None:
     options = ["--lock-dir", str(tmp_path / "locks")]
     status = [*COMMAND, "status", *options, str(tree)]
@@ -152,6 +175,13 @@ def test_status_looks_where_run_locks_and_names_the_command(tree: Path, tmp_path
     assert ended.returncode == 1
     assert re.match(rf"{tree}: held by env \(pid \d+\) for ", ended.stdout.decode())
     assert f"lock file: {tmp_path}/locks/uv-setuptools-" in ended.stdout.decode()
+
+
+def test_status_makes_nothing(tree: Path, temp_dir: Path) -> None:
+    lock_dir = temp_dir / "locks"
+    assert run("status", tree, environ={"SOURCE_TREE_LOCK_DIR": str(lock_dir)}).returncode == 0
+    assert run("status", tree).returncode == 0
+    assert list(temp_dir.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"red \033[31m", b"two\nlines", "bä".encode()])

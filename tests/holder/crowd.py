@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from support import stop_for_good
+from support import Child, stop_for_good, unshared, wait_until
 
 from source_tree_lock import Holder, LockTimeout, Wait, source_tree_lock
 
@@ -22,6 +23,14 @@ root_only = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="mounts and namespaces, as root"
 )
 
+#: Holds the lock file itself, by a bare flock(2), and tells it. Arguments: the lock file.
+BARE = """
+    import fcntl
+    file = open(sys.argv[1], "a")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    tell("held")
+    heard()
+"""
 #: Waits for a tree and tells for which holder, after what is logged. Arguments: the tree.
 WAIT = """
     import logging
@@ -29,6 +38,15 @@ WAIT = """
     logging.basicConfig(level="INFO", stream=sys.stdout, format="%(levelname)s %(message)s")
     with source_tree_lock(sys.argv[1], on_wait=lambda wait: tell("for", wait.holder)):
         tell("entered")
+"""
+#: Enters a tree and becomes another program: its record stays, and its pid lives. Arguments: the
+#: tree, the lock directory.
+BECOMES_ANOTHER = """
+    import os
+    from source_tree_lock import source_tree_lock
+    lock = source_tree_lock(sys.argv[1], lock_dir=sys.argv[2])
+    lock.acquire()
+    os.execvp("sh", ["sh", "-c", "echo other; read line"])
 """
 
 
@@ -85,3 +103,59 @@ def a_record(**changes: object) -> bytes:
 
 #: What unshare(1) needs for pids of one's own.
 OWN_PIDS = ("--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+@contextmanager
+def on_host(name: str, script: str, *arguments: object) -> Iterator[Child]:
+    """A process on a host of this name with pids of its own, which shares all files."""
+    rename = f'hostname {name}; exec "$@"'
+    prefix = (*unshared("--uts", *OWN_PIDS), "sh", "-c", rename, "sh")
+    with Child(script, *arguments, prefix=prefix) as child:
+        yield child
+
+
+@contextmanager
+def mounted(*arguments: str | Path) -> Iterator[None]:
+    target = str(arguments[-1])
+    if subprocess.run(["mount", *map(str, arguments)], stderr=PIPE).returncode != 0:
+        pytest.skip(f"cannot mount {arguments}")
+    try:
+        yield
+    finally:
+        # What was killed may take a moment to let go of its files.
+        wait_until(lambda: subprocess.run(["umount", target], stderr=PIPE).returncode == 0)
+
+
+@contextmanager
+def on_btrfs(directory: Path) -> Iterator[Path]:
+    """The root of a subvolume, whose device number is another one than in /proc/locks."""
+    if shutil.which("mkfs.btrfs") is None:
+        pytest.skip("there is no mkfs.btrfs")
+    image, root = directory / "image", directory / "btrfs"
+    with open(image, "wb") as file:
+        file.truncate(114 * 2**20)  # the least that it takes
+    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True, stderr=PIPE)
+    root.mkdir()
+    with mounted("-o", "loop", image, root):
+        for name in ("volume", "other"):
+            command = ["btrfs", "subvolume", "create", str(root / name)]
+            subprocess.run(command, check=True, stdout=PIPE)
+        yield root / "volume"
+
+
+@contextmanager
+def on_overlay(directory: Path, options: str, *, mixed: bool) -> Iterator[Path]:
+    """An overlay of one file system, or of two."""
+    layers = {name: directory / name for name in ("lower", "upper", "merged")}
+    for layer in layers.values():
+        layer.mkdir()
+    with ExitStack() as stack:
+        if mixed:
+            stack.enter_context(mounted("-t", "tmpfs", "tmpfs", layers["upper"]))
+        upper, work = layers["upper"] / "upper", layers["upper"] / "work"
+        upper.mkdir()
+        work.mkdir()
+        where = f"lowerdir={layers['lower']},upperdir={upper},workdir={work}{options}"
+        merged = layers["merged"]
+        stack.enter_context(mounted("-t", "overlay", "overlay", "-o", where, merged))
+        yield merged

@@ -8,10 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support import Child, stop_for_good, wait_until, wait_until_blocked, waiters
+from support import (
+    Child,
+    stop_for_good,
+    wait_until,
+    wait_until_blocked,
+    waiters,
+)
 
 from source_tree_lock import _deadlocks, _wait, source_tree_lock
 
@@ -34,7 +39,6 @@ TAKES_TWO = f"""{LOGS}
     with source_tree_lock(sys.argv[1]):
         tell("held")
         heard()
-        second = source_tree_lock(sys.argv[2])
         WAIT
         tell("in")
 """
@@ -47,10 +51,15 @@ IN_A_TASK = f"""{LOGS}
                 tell("in")
     asyncio.run(main())
 """
+SECOND = "source_tree_lock(sys.argv[2]"
 WAITS = {
-    "for ever": TAKES_TWO.replace("WAIT", "second.acquire()"),
-    "bounded": TAKES_TWO.replace("WAIT", "second.acquire(timeout=60)"),
-    "in short attempts": TAKES_TWO.replace("WAIT", "while not second.acquire(timeout=0.2): pass"),
+    "for ever": TAKES_TWO.replace("WAIT", f"{SECOND}).acquire()"),
+    "steered": TAKES_TWO.replace(
+        "WAIT", f"{SECOND}, timeout=60, while_waiting=lambda _: None).acquire()"
+    ),
+    "in short attempts": TAKES_TWO.replace(
+        "WAIT", f"while not {SECOND}).acquire(timeout=0.2): pass"
+    ),
     "in a task": IN_A_TASK,
 }
 RUN = [sys.executable, "-m", "source_tree_lock", "run", "--quiet"]
@@ -70,9 +79,9 @@ def ended() -> Iterator[ExitStack]:
         yield stack
 
 
-def started(stack: ExitStack, script: str, *arguments: object, **options: Any) -> Child:
+def started(stack: ExitStack, script: str, *arguments: object, **options: object) -> Child:
     """A child that is inside its first tree."""
-    child = stack.enter_context(Child(script, *arguments, **options))
+    child = stack.enter_context(Child(script, *arguments, **options))  # type: ignore[arg-type]
     child.expect("held")
     return child
 
@@ -89,8 +98,9 @@ def links(warning: str) -> set[tuple[int, str, str]]:
     """The processes, what each holds and what it waits for, by a warning."""
     assert warning.startswith("warned: Waiting for source tree '"), warning
     assert "End one of them, or set a timeout; take several trees in one order" in warning
-    assert len(re.findall(r"this process \(pid \d+\) waits for", warning)) == 1
     found = re.findall(r"\(pid (\d+)\) holds '(.*?)' and waits for '(.*?)'", warning)
+    us = re.findall(r"this process \(pid (\d+)\)(?:, for .*? \(pid (\d+)\),)? waits for", warning)
+    assert len(us) == 1
     return {(int(pid), held, awaited) for pid, held, awaited in found}
 
 
@@ -119,14 +129,19 @@ def test_processes_that_wait_for_each_other_are_named_with_their_trees(
     }
 
 
+@pytest.mark.parametrize("locked", ["lock file", "tree"])
 def test_a_circle_that_another_program_closes_later_is_found_then(
-    trees: list[Path], ended: ExitStack
+    locked: str, trees: list[Path], ended: ExitStack
 ) -> None:
     """flock(1) never checks; it takes the second lock when the wait has lasted longer than that."""
     one, two, _ = trees
     ours = started(ended, WAITS["for ever"], two, one)
-    waits = f"echo held; read word; exec flock '{two}' true"
-    flock = command(ended, "flock", one, "sh", "-c", waits)
+    first, second = one, two
+    if locked == "lock file":
+        first, second = (source_tree_lock(each).lock_file for each in (one, two))
+    flock = command(
+        ended, "flock", first, "sh", "-c", f"echo held; read word; exec flock '{second}' true"
+    )
     ours.say()
     assert _wait.CHECK_AFTER == 1
     wait_until_blocked(ours.pid)
@@ -157,6 +172,25 @@ def test_a_holder_is_named_for_what_its_command_waits_for(
     assert links(ours.line()) == {(other.pid, str(one), str(two))}
 
 
+def test_a_circle_through_a_lock_that_is_not_ours_is_found(
+    trees: list[Path], ended: ExitStack, tmp_path: Path
+) -> None:
+    """As with uv's lock of a cache entry, below which a hook waits for the tree."""
+    one, file = trees[0], tmp_path / "cache"
+    file.touch()
+    waits = f"{LOGS}\n    tell('held')\n    heard()\n    source_tree_lock(sys.argv[1]).acquire()"
+    ours = started(ended, waits, one, prefix=("flock", str(file)))
+    script = f"echo held; read word; exec flock '{file}' true"
+    other = command(ended, *RUN, one, "--", "sh", "-c", script)
+    other.say()
+    wait_until(lambda: bool(waiters(file)))
+    ours.say()
+    warning = ours.line()
+    assert links(warning) == {(other.pid, str(one), str(file))}
+    assert f"for flock (pid {ours.pid}), waits" in warning
+    other.kill()  # or else it gets what it waits for
+
+
 # No claim where there is none
 
 #: Takes all trees, one inside the other, and checks its waits again and again.
@@ -174,21 +208,29 @@ IN_ONE_ORDER = f"""{LOGS}
 """
 
 
+@pytest.mark.parametrize("below_one_hold", [False, True])
 def test_a_crowd_that_takes_trees_in_one_order_is_warned_of_nothing(
-    trees: list[Path], ended: ExitStack
+    below_one_hold: bool, trees: list[Path], ended: ExitStack
 ) -> None:
-    crowd = [started(ended, IN_ONE_ORDER, *trees[n % 2 :]) for n in range(6)]
+    """Nor are the children of one hold, which take turns."""
+    lock = source_tree_lock(trees[0])
+    environ = ended.enter_context(lock).environ if below_one_hold else {}
+    crowd = [started(ended, IN_ONE_ORDER, *trees[n % 2 :], environ=environ) for n in range(6)]
     for child in crowd:
         child.say()
     for child in crowd:
         child.expect("done")
 
 
+@pytest.mark.parametrize("second", [[], ["another circle"]])
 def test_a_circle_that_is_not_there_at_a_second_look_is_not_claimed(
-    trees: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    second: list[str],
+    trees: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The kernel's list is read in pieces, and others go on between them."""
-    looks = [["a circle"], ["another circle"]]
+    looks = [["a circle"], second]
     monkeypatch.setattr(_deadlocks, "_find_circle", lambda _: looks.pop(0) if looks else [])
     monkeypatch.setattr(_wait, "CHECK_AFTER", 0.05)
     with flock_1(source_tree_lock(trees[0]).lock_file):

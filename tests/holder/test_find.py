@@ -5,29 +5,43 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from support import (
-    FLOCK,
     HOLD,
+    LIMIT,
     PRELUDE,
+    WITHOUT_ROOTS_RIGHTS,
     Child,
     held_elsewhere,
+    is_free,
     unshared,
+    uv_build,
+    wait_until_blocked,
+    write_project,
 )
 
 from source_tree_lock import Holder, LockUnavailable, _kernel_lock, _proc, source_tree_lock
 
 from .crowd import (
+    BARE,
+    BECOMES_ANOTHER,
+    OWN_PIDS,
     WAIT,
     a_record,
     awaited_holder,
     flock_1,
     linux_only,
+    on_btrfs,
+    on_host,
+    on_overlay,
     record_of,
     root_only,
 )
@@ -73,22 +87,42 @@ def test_a_script_that_leaves_no_record_is_named_in_letters_that_no_terminal_obe
     tree: Path, tmp_path: Path
 ) -> None:
     script = tmp_path / "\033[31ma-name-of-more-than-15-letters"
-    script.write_text(f"#!{sys.executable}\n{PRELUDE}{textwrap.dedent(FLOCK)}")
+    script.write_text(f"#!{sys.executable}\n{PRELUDE}{textwrap.dedent(BARE)}")
     script.chmod(0o755)
-    lock_file = source_tree_lock(tree).lock_file
-    lock_file.touch()
-    with Child(BECOMES, script, lock_file) as child:
-        child.expect("locked")
+    with Child(BECOMES, script, source_tree_lock(tree).lock_file) as child:
+        child.expect("held")
         name = "__31ma-name-of-more-than-15-letters"
         assert awaited_holder(tree) == Holder(child.pid, name, HOST, user=USER)
 
 
-@pytest.mark.parametrize("script", [HOLD, FLOCK], ids=["with a record", "without"])
+def test_a_real_uv_build_is_named(tree: Path, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    os.mkfifo(go)  # opening it waits for the test
+    write_project(tree, f"if 'bdist_wheel' in __import__('sys').argv: open({str(go)!r}).close()")
+    process = uv_build(tree)
+    try:
+        with open(go, "w"):
+            assert awaited_holder(tree) == Holder(process.pid, "uv", HOST, user=USER)
+    finally:
+        process.kill()
+        process.wait(LIMIT)
+
+
+def test_of_two_holders_the_one_of_the_tree_is_named(tree: Path, tmp_path: Path) -> None:
+    """The other one has the lock file, and waits for the tree."""
+    holding = held_elsewhere(tree, environ={"TMPDIR": str(tmp_path)})
+    with holding as child, Child(HOLD, tree) as late:
+        wait_until_blocked(late.pid)
+        assert not is_free(source_tree_lock(tree).lock_file)
+        assert (holder := awaited_holder(tree)) is not None
+        assert holder.pid == child.pid
+
+
+@pytest.mark.parametrize("script", [HOLD, BARE], ids=["with a record", "without"])
 def test_a_stopped_holder_is_told_as_such(script: str, tree: Path) -> None:
     lock_file = source_tree_lock(tree).lock_file
-    lock_file.touch()
     with Child(script, tree if script == HOLD else lock_file) as child:
-        child.line()
+        child.expect("held")
         for number, state, is_stopped in (
             (signal.SIGSTOP, os.WSTOPPED, True),
             (signal.SIGCONT, os.WCONTINUED, False),
@@ -102,15 +136,21 @@ def test_a_stopped_holder_is_told_as_such(script: str, tree: Path) -> None:
 def test_one_that_left_its_lock_to_a_child_is_not_named_and_nobody_else_is(tree: Path) -> None:
     # flock(1) itself, which the kernel names, has ended by then.
     lock = source_tree_lock(tree)
-    script = "import os; os.execvp('sh', ['sh', '-c', sys.argv[2], sys.argv[1]])"
-    with Child(script, lock.lock_file, 'exec 9>"$0"; flock 9; echo held; read line') as shell:
-        shell.expect("held")
-        assert lock.locked()
-        assert awaited_holder(tree) is None
+    script = 'exec 9>"$0"; flock 9; echo; read line'
+    command = ["sh", "-c", script, str(lock.lock_file)]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"\n"
+        try:
+            assert lock.locked()
+            assert awaited_holder(tree) is None
+        finally:
+            shell.kill()
 
 
 def test_nobody_is_named_when_nobody_holds(tree: Path) -> None:
     lock = source_tree_lock(tree)
+    assert (lock.locked(), lock.holder()) == (False, None)
     with lock:
         pass
     assert (lock.locked(), lock.holder()) == (False, None)
@@ -121,12 +161,31 @@ def test_nobody_is_named_when_nobody_holds(tree: Path) -> None:
         assert record_of(lock.lock_file)["pid"] == child.pid
         assert (lock.locked(), lock.holder()) == (False, None)
     # A lock of another kind.
-    script = FLOCK.replace("O_RDONLY", "O_RDWR").replace("fcntl.flock(", "fcntl.lockf(")
-    with Child(script, lock.lock_file) as child:
-        child.expect("locked")
+    with Child(BARE.replace("fcntl.flock(", "fcntl.lockf("), lock.lock_file) as child:
+        child.expect("held")
         assert (lock.locked(), lock.holder()) == (False, None)
         with source_tree_lock(tree, timeout=0):
             pass
+
+
+def test_a_process_that_may_not_see_the_lock_file_is_told_of_the_tree(
+    tree: Path, temp_dir: Path
+) -> None:
+    script = """
+        from source_tree_lock import LockUnavailable, source_tree_lock
+        lock = source_tree_lock(sys.argv[1])
+        try:
+            lock.locked()
+        except LockUnavailable as error:
+            tell(lock.holder().pid, error.errno, error.filename == str(lock.lock_file))
+    """
+    with held_elsewhere(tree) as holder:
+        temp_dir.chmod(0)
+        try:
+            with Child(script, tree, prefix=WITHOUT_ROOTS_RIGHTS) as child:
+                child.expect(f"{holder.pid} {errno.EACCES} True")
+        finally:
+            temp_dir.chmod(0o700)
 
 
 def test_a_tree_that_knows_no_locks_is_held_by_nobody_and_one_that_cannot_tell_says_so(
@@ -135,45 +194,43 @@ def test_a_tree_that_knows_no_locks_is_held_by_nobody_and_one_that_cannot_tell_s
     lock = source_tree_lock(tree)
     with lock:
         pass
-    real, code = _kernel_lock.KernelLock.try_lock, errno.EOPNOTSUPP
+    errors = iter([errno.EOPNOTSUPP, errno.EOPNOTSUPP, errno.ENOLCK])
 
-    def refuse(self: _kernel_lock.KernelLock) -> bool:
-        if self.path == str(tree):
-            raise OSError(code, os.strerror(code))
-        return real(self)
+    def refuse(_: object) -> bool:
+        raise OSError(code := next(errors), os.strerror(code))
 
     monkeypatch.setattr(_kernel_lock.KernelLock, "try_lock", refuse)
     assert not lock.locked()
-    code = errno.ENOLCK
-    with pytest.raises(LockUnavailable) as caught:
+    with pytest.raises(LockUnavailable, match="cannot determine") as caught:
         lock.locked()
-    assert (caught.value.errno, caught.value.filename) == (code, str(tree))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOLCK, str(lock.lock_file))
 
 
 # The kernel's list
 
 LOCKS = """\
-1: POSIX  ADVISORY  WRITE 11 fe:00:1 0 EOF
-2: FLOCK  ADVISORY  WRITE 12 fe:01:1 0 EOF
-3: FLOCK  ADVISORY  WRITE 13 fe:00:11 0 EOF
-4: OFDLCK ADVISORY  WRITE -1 fe:00:1 0 EOF
-5: FLOCK  ADVISORY  WRITE 0 fe:00:2 0 EOF
-6: FLOCK  ADVISORY  WRITE 14 fe:00:3 0 EOF
-6: -> FLOCK  ADVISORY  WRITE 15 fe:00:3 0 EOF
-7: -> FLOCK  ADVISORY  WRITE 16 fe:00:4 0 EOF
-8: FLOCK  ADVISORY  READ 17 fe:00:5 0 EOF
+1: POSIX  ADVISORY  WRITE 11 fe:00:4711 0 EOF
+2: FLOCK  ADVISORY  WRITE 12 fe:01:4711 0 EOF
+3: FLOCK  ADVISORY  WRITE 13 fe:00:47111 0 EOF
+4: OFDLCK ADVISORY  WRITE -1 fe:00:4711 0 EOF
+5: FLOCK  ADVISORY  WRITE 0 fe:00:4712 0 EOF
+6: FLOCK  ADVISORY  WRITE 14 fe:00:4713 0 EOF
+6: -> FLOCK  ADVISORY  WRITE 15 fe:00:4713 0 EOF
+7: -> FLOCK  ADVISORY  WRITE 16 fe:00:4714 0 EOF
+8: FLOCK  ADVISORY  READ 17 fe:00:4715 0 EOF
 9: FLOCK  MANDATORY READ 18 103:100000:18446744073709551615 0 EOF
-10: LEASE  ACTIVE    WRITE 19 fe:00:6 0 EOF
+10: LEASE  ACTIVE    WRITE 19 fe:00:4716 0 EOF
+11: DELEG  ACTIVE    READ 20 fe:00:4716 0 EOF
 """
 #: The holders in it, by device and inode.
 HOLDERS = {
-    (0xFE, 0, 1): None,  # locks of another kind, device or inode
-    (0xFE, 0, 2): None,  # a holder of another pid namespace
-    (0xFE, 0, 3): 14,  # not the one that waits
-    (0xFE, 0, 4): None,  # only waiting
-    (0xFE, 0, 5): 17,  # shared
+    (0xFE, 0, 4711): None,  # locks of another kind, device or inode
+    (0xFE, 0, 4712): None,  # a holder of another pid namespace
+    (0xFE, 0, 4713): 14,  # not the one that waits
+    (0xFE, 0, 4714): None,  # only waiting
+    (0xFE, 0, 4715): 17,  # shared
     (0x103, 0x100000, 2**64 - 1): 18,  # large numbers
-    (0xFE, 0, 6): None,  # a lease
+    (0xFE, 0, 4716): None,  # a lease
 }
 
 
@@ -188,30 +245,103 @@ def test_the_kernels_list_is_read_exactly(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @root_only
-def test_a_holder_of_another_pid_namespace_is_named_as_such(tree: Path) -> None:
-    other_pids = unshared("--pid", "--fork", "--kill-child", "--mount-proc")
-    with Child(HOLD, tree, prefix=other_pids) as child:
-        child.expect("held")
-        inside = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().strip()
-        assert record_of(source_tree_lock(tree).lock_file)["pid"] == 1
-        holder = awaited_holder(tree)
-        assert holder is not None
-        assert holder.pid == int(inside)
-    with held_elsewhere(tree) as outside, Child(WAIT, tree, prefix=other_pids) as child:
-        assert f"(pid {outside.pid}, in another container)" in child.line()
+@pytest.mark.parametrize(
+    "way", ["outside", "outside, of the number of an ancestor", "inside", "other user"]
+)
+def test_a_holder_of_another_pid_namespace_or_user_is_named_as_such(way: str, tree: Path) -> None:
+    lock_file = source_tree_lock(tree).lock_file
+    other_pids = unshared(*OWN_PIDS)
+    if way == "inside":
+        with Child(HOLD, tree, prefix=other_pids) as child:
+            child.expect("held")
+            inside = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().strip()
+            assert record_of(lock_file)["pid"] == 1
+            holder = awaited_holder(tree)
+            assert holder is not None
+            assert holder.pid == int(inside)
+    elif way == "other user":
+        become = """os.set_inheritable(file.fileno(), True)
+    command = ["setpriv", "--reuid", "65534", "--clear-groups", "sh", "-c", "echo held; read word"]
+    os.execvp(command[0], command)"""
+        with Child(BARE.replace('tell("held")', f"import os; {become}"), lock_file) as child:
+            child.expect("held")
+            assert awaited_holder(tree) == Holder(child.pid, "sh", HOST, user="nobody")
+    elif way == "outside":
+        with held_elsewhere(tree) as holding, Child(WAIT, tree, prefix=other_pids) as child:
+            assert f"(pid {holding.pid}, in another container)" in child.line()
+    else:  # the waiting process has a parent of this number
+        look = PRELUDE + textwrap.dedent(WAIT)
+        wait = f"import subprocess\nsubprocess.run([sys.executable, '-c', {look!r}, sys.argv[1]])"
+        with flock_1(lock_file):
+            lock_file.write_bytes(a_record(pid=1))
+            with Child(wait, tree, prefix=other_pids) as child:
+                assert "(pid 1, in another container)" in child.line()
+                assert child.line().startswith("for ")  # and no WARNING before
 
 
 @root_only
-def test_a_holder_of_another_user_is_named_as_such(tree: Path) -> None:
-    becomes = """
-    os.set_inheritable(descriptor, True)
-    command = "setpriv --reuid 65534 --clear-groups sh -c".split()
-    os.execvp(command[0], [*command, "echo other; read word"])
+def test_a_holder_on_another_host_is_named_with_it(tree: Path) -> None:
+    """Each is process 1 on its host: a stranger to itself, and the ancestor of nobody here."""
+    look = """
+        from source_tree_lock import source_tree_lock
+        holder = source_tree_lock(sys.argv[1]).holder()
+        tell(holder.pid, holder.host, holder.is_local, " on node1 for " in str(holder))
     """
-    lock_file = source_tree_lock(tree).lock_file
-    lock_file.touch()
-    with Child(FLOCK + becomes, lock_file) as child:
-        child.expect("locked")
-        child.say()
+    with on_host("node1", HOLD, tree) as holder:
+        holder.expect("held")
+        with on_host("node2", look, tree) as waiter:
+            waiter.expect("1 node1 False True")
+
+
+# File systems where stat(2) may tell another device than /proc/locks
+
+
+@pytest.fixture(params=["btrfs", "overlay", "mixed overlay", "mixed overlay, xino"])
+def mounted_at(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("mounts, as root")
+    directory = tmp_path / "mounted"
+    directory.mkdir()
+    ways = {
+        "btrfs": on_btrfs(directory),
+        "overlay": on_overlay(directory, "", mixed=False),
+        "mixed overlay": on_overlay(directory, ",xino=off", mixed=True),
+        "mixed overlay, xino": on_overlay(directory, ",xino=on", mixed=True),
+    }
+    with ways[request.param] as root:
+        (root / "tree").mkdir()
+        yield root
+
+
+def test_on_btrfs_and_overlays_the_right_holder_is_named_or_none(mounted_at: Path) -> None:
+    tree, lock_dir = mounted_at / "tree", mounted_at / "locks"
+    lock = source_tree_lock(tree, lock_dir=lock_dir)
+    environ = {"SOURCE_TREE_LOCK_DIR": str(lock_dir)}
+    assert (lock.locked(), lock.holder()) == (False, None)
+    with held_elsewhere(tree, environ=environ) as child:
+        holder = lock.holder()
+        assert lock.locked()
+        assert holder is not None
+        assert (holder.pid, holder.host) == (child.pid, HOST)
+        assert not lock.acquire(blocking=False)
+        child.kill()  # and leaves its record behind
+        assert (lock.locked(), lock.holder()) == (False, None)
+    with flock_1(lock.lock_file) as pid:
+        assert lock.locked()
+        assert lock.holder() in (None, Holder(pid, "flock", HOST, user=USER))
+    with Child(BECOMES_ANOTHER, tree, lock_dir) as child:  # a record of a process that left
         child.expect("other")
-        assert awaited_holder(tree) == Holder(child.pid, "sh", HOST, user="nobody")
+        assert record_of(lock.lock_file)["pid"] == child.pid
+        assert (lock.locked(), lock.holder()) == (False, None)
+        with flock_1(lock.lock_file) as pid:
+            assert lock.holder() in (None, Holder(pid, "flock", HOST, user=USER))
+
+
+@root_only
+def test_the_inode_number_of_another_file_or_subvolume_names_nobody(tmp_path: Path) -> None:
+    with on_btrfs(tmp_path) as root:
+        here, there = root, root.parent / "other"
+        assert os.stat(here).st_ino == os.stat(there).st_ino
+        with held_elsewhere(there):
+            lock = source_tree_lock(here)
+            assert (lock.locked(), lock.holder()) == (False, None)

@@ -47,6 +47,7 @@ PROGRAMS = {
     "a-name-of-more-than-15-letters": "a-name-of-more-than-15-letters",
     "-c": os.path.basename(sys.executable),
     "_private": "_private",
+    "below/_private": "_private",
 }
 
 
@@ -68,24 +69,30 @@ with source_tree_lock({str(tree)!r}) as lock:
     for words, expected in PROGRAMS.items():
         arguments = words.split() if words[0] == "-" else [words]
         arguments += [code] if words == "-c" else []
+        if "private" in words:  # a relative path goes no further up than this
+            tmp_path.joinpath("__init__.py").touch()
         command = [sys.executable, *arguments, "secret"]
         told = subprocess.check_output(command, cwd=tmp_path, timeout=LIMIT, text=True)
         assert f'"program": "{expected}"' in told
         assert "secret" not in told
 
 
-#: Holds a tree and starts a child that waits for it. Arguments: the tree, how it is started.
+#: Holds a tree and starts a child that waits for it. Arguments: the tree, how the child is started.
 ANCESTOR = f"""
     import os, subprocess
     from source_tree_lock import source_tree_lock
     command = [sys.executable, "-c", {PRELUDE + textwrap.dedent(WAIT)!r}, sys.argv[1]]
     if sys.argv[2] == "through a shell":
         command = ["sh", "-c", '"$0" "$@"; exit $?', *command]
-    with source_tree_lock(sys.argv[1]):
-        child = os.fork() if sys.argv[2] == "forked" else subprocess.Popen(command).pid
-        if not child:
-            exec(command[2])
-            os._exit(0)
+    with source_tree_lock(sys.argv[1]) as lock:
+        environ = lock.environ if sys.argv[2] == "handed over" else {{}}
+        if sys.argv[2] == "forked":
+            child = os.fork()
+            if not child:
+                exec(command[2])
+                os._exit(0)
+        else:
+            child = subprocess.Popen(command, env={{**os.environ, **environ}}).pid
         tell("started")
         heard()
     os.waitpid(child, 0)
@@ -119,6 +126,10 @@ def test_of_flock_1_as_an_ancestor_the_warning_says_what_to_write_instead(tree: 
 
 
 def test_other_waits_are_not_warned_of(tree: Path) -> None:
+    with Child(ANCESTOR, tree, "handed over") as parent:
+        assert {parent.line(), parent.line()} == {"started", "entered"}
+        parent.say()
+        parent.expect("ended")
     with held_elsewhere(tree), Child(WAIT, tree) as child:
         assert child.line().startswith("INFO ")
         assert child.line().startswith("for ")  # and no WARNING before

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import Child
+from support import LIMIT, WITHOUT_ROOTS_RIGHTS, Child, is_free
 
-from source_tree_lock import Holder
+from source_tree_lock import Holder, source_tree_lock
 from source_tree_lock._proc import Record, read_record
 
-from .crowd import a_record, linux_only
+from .crowd import a_record, awaited_holder, flock_1, linux_only, mounted, record_of, root_only
 
 pytestmark = linux_only
 
@@ -76,7 +78,7 @@ def test_what_is_no_record_is_none(data: bytes, tmp_path: Path) -> None:
     assert read(tmp_path / "a.lock", data) is None
 
 
-@pytest.mark.parametrize("kind", ["symlink", "fifo", "missing"])
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "directory", "missing"])
 def test_what_is_no_lock_file_has_no_record(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     if kind == "symlink":
@@ -84,4 +86,69 @@ def test_what_is_no_lock_file_has_no_record(kind: str, tmp_path: Path) -> None:
         path.symlink_to(tmp_path / "target")
     elif kind == "fifo":
         os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
     assert read_record(str(path)) is None
+
+
+def test_junk_in_a_lock_file_keeps_nobody_from_locking_and_reaches_no_log(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "source_tree_lock")
+    lock_file = source_tree_lock(tree).lock_file
+    lock_file.write_bytes(b"\033[31mEVIL\033]0;\007" * 200_000)
+    with flock_1(lock_file):
+        told = caplog.text + str(awaited_holder(tree))
+    assert "EVIL" not in told
+    assert "\033" not in told
+    with source_tree_lock(tree, timeout=LIMIT):
+        # What is left of it behind the record would make the record junk.
+        assert record_of(lock_file)["pid"] == os.getpid()
+    assert lock_file.read_bytes()[:512].strip() == b""
+
+
+@pytest.fixture
+def lock_dir(request: pytest.FixtureRequest, tree: Path, tmp_path: Path) -> Iterator[Path]:
+    """A lock directory where no record can be written."""
+    directory = tmp_path / "locks"
+    directory.mkdir()
+    lock_file = source_tree_lock(tree, lock_dir=directory).lock_file
+    if request.param == "full":
+        with mounted("-t", "tmpfs", "-o", "size=4k", "tmpfs", directory):
+            (directory / "filling").write_bytes(b"x" * 4096)
+            yield directory
+            assert lock_file.stat().st_size == 0
+        return
+    lock_file.write_bytes(b"of somebody else" * 20)
+    if request.param == "read-only":
+        lock_file.chmod(0o444)
+    else:
+        os.link(lock_file, tmp_path / "private")
+    yield directory
+    assert lock_file.read_bytes() == b"of somebody else" * 20
+
+
+@pytest.mark.parametrize(
+    "lock_dir", [pytest.param("full", marks=root_only), "read-only", "hard link"], indirect=True
+)
+def test_where_no_record_can_be_written_the_tree_is_held_and_handed_over_nevertheless(
+    lock_dir: Path, tree: Path
+) -> None:
+    hold = """
+        from source_tree_lock import source_tree_lock
+        with source_tree_lock(sys.argv[1], lock_dir=sys.argv[2]) as lock:
+            tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
+            heard()
+        tell("released")
+    """
+    lock = source_tree_lock(tree, lock_dir=lock_dir)
+    with Child(hold, tree, lock_dir, prefix=WITHOUT_ROOTS_RIGHTS) as child:
+        environ = {"SOURCE_TREE_LOCK_HELD": child.line()}
+        assert not is_free(lock.lock_file)
+        assert (holder := lock.holder()) is not None
+        assert holder.pid == child.pid
+        with Child(hold, tree, lock_dir, environ=environ) as handed:
+            handed.line()
+        child.say()
+        child.expect("released")
+        assert is_free(lock.lock_file)

@@ -33,38 +33,42 @@ class Suite:
     """What of a frontend's sdist is run, and what that needs."""
 
     sdist: str
-    needs: str
-    tests: str
+    needs: tuple[str, ...]
+    tests: tuple[str, ...]
     extras: str = ""
 
 
-_PYTEST = "pytest pytest-cov pytest-mock pytest-rerunfailures pytest-timeout pytest-xdist"
+_PYTEST = "pytest pytest-cov pytest-mock pytest-rerunfailures pytest-timeout pytest-xdist".split()
 SUITES = {
     "build": Suite(
         "build",
-        "filelock covdefaults wheel setuptools setuptools_scm pip",
-        "test_projectbuilder.py test_main.py test_env.py test_util.py",
+        ("filelock", "covdefaults", "wheel", "setuptools", "setuptools_scm", "pip"),
+        ("test_projectbuilder.py", "test_main.py", "test_env.py", "test_util.py"),
         "[uv,virtualenv]",
     ),
     # Newer sdists need a build hook that is not on the index.
     "tox": Suite(
         "tox==4.67.0",
-        "build[virtualenv] covdefaults coverage detect-test-pollution devpi-process distlib "
-        "docutils flaky hatchling hatch-vcs pdm-backend psutil re-assert setuptools<82 "
-        "time-machine wheel",
-        "tox_env/python/virtual_env tox_env/python/test_python_api.py execute",
+        (
+            *("build[virtualenv]", "covdefaults", "coverage", "devpi-process", "distlib", "flaky"),
+            *("hatchling", "hatch-vcs", "pdm-backend", "psutil", "re-assert", "setuptools<82"),
+            *("time-machine", "wheel", "detect-test-pollution", "docutils"),
+        ),
+        ("tox_env/python/virtual_env", "tox_env/python/test_python_api.py", "execute"),
     ),
     "pdm": Suite(
         "pdm==2.29.3",  # the last whose own pins can be installed
-        "pytest-httpserver pytest-httpx",
-        "cli/test_build.py cli/test_install.py models/test_candidates.py test_plugin.py",
+        ("pytest-httpserver", "pytest-httpx"),
+        ("cli/test_build.py", "cli/test_install.py", "models/test_candidates.py", "test_plugin.py"),
         "[pytest,locked]",
     ),
     "poetry": Suite(
         "poetry==2.*",
-        "dulwich responses jaraco-classes pytest-randomly psutil",
-        "installation inspection masonry plugins "
-        "console/commands/test_build.py console/commands/test_install.py",
+        ("dulwich", "responses", "jaraco-classes", "pytest-randomly", "psutil"),
+        (
+            *("installation", "inspection", "masonry", "plugins"),
+            *("console/commands/test_build.py", "console/commands/test_install.py"),
+        ),
     ),
 }
 
@@ -83,15 +87,17 @@ def unpacked_sdist(suite: Suite, directory: Path) -> Path:
 @contextmanager
 def changed_by_its_recipe(name: str, environment: Path) -> Iterator[None]:
     """Meanwhile, a frontend that has no plugin takes the lock too."""
-    recipe = RECIPES.get(name)
-    if recipe is None:
+    if name not in RECIPES:
         yield
         return
     [site_packages] = environment.glob("lib/python*/site-packages")
-    before = (site_packages / recipe.file).read_text()
-    recipe.apply(site_packages)
-    yield
-    (site_packages / recipe.file).write_text(before)
+    file = site_packages / RECIPES[name].file
+    before = file.read_text()
+    RECIPES[name].apply(site_packages)
+    try:
+        yield
+    finally:
+        file.write_text(before)
 
 
 def run(
@@ -101,10 +107,19 @@ def run(
     options = "-q -p no:randomly -p no:cacheprovider -n 2 --no-cov --timeout 300".split()
     options += ["-o", "junit_family=xunit1"]  # it tells the file of each test
     with report.with_suffix(".log").open("w") as log:
-        command = [str(python), "-m", "pytest", *options, f"--junitxml={report}", *tests]
-        path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-        environ = {**os.environ, "PATH": path, "SOURCE_TREE_LOCK_PLUGINS": str(int(locked))}
-        subprocess.run(command, cwd=source, env=environ, stdout=log, stderr=log, timeout=LIMIT)
+        subprocess.run(
+            [python, "-m", "pytest", *options, f"--junitxml={report}", *tests],
+            cwd=source,
+            env={
+                **os.environ,
+                "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+                "SOURCE_TREE_LOCK_PLUGINS": "1" if locked else "0",
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            timeout=LIMIT,
+        )
     outcomes = {}
     for case in ET.parse(report).iter("testcase"):
         tags = {child.tag for child in case} & {"failure", "error", "skipped"}
@@ -129,22 +144,23 @@ def test_the_lock_changes_no_outcome_of_its_own_suite(name: str, tmp_path: Path)
     source = unpacked_sdist(suite, tmp_path / "sdist")
     version = source.name.removeprefix(f"{name}-")
     python = frontends.make_environment(
-        tmp_path / "environment",
-        *f"{name}{suite.extras}=={version} {_PYTEST} {suite.needs}".split(),
+        tmp_path / "environment", f"{name}{suite.extras}=={version}", *_PYTEST, *suite.needs
     )
     frontends.install_this(python, frontends.own_wheels(tmp_path / "wheels"))
-    tests: Iterable[str] = [f"tests/{test}" for test in suite.tests.split()]
+    tests: Iterable[str] = [f"tests/{test}" for test in suite.tests]
     rounds = [outcomes_both_ways(name, python, source, tests, tmp_path / "round-0")]
     [(without, with_lock)] = rounds
-    print(name, version, *(Counter(outcomes.values()) for outcomes in rounds[0]))
+    print(f"{name} {version}: without {Counter(without.values())}")
+    print(f"{name} {version}: with {Counter(with_lock.values())}")
     assert without.keys() == with_lock.keys()
     assert "passed" in without.values()
     differ = {test for test, outcome in without.items() if with_lock[test] != outcome}
-    tests = sorted({file for file, _ in differ})
-    for each in ("round-1", "round-2") if differ else ():
-        again = outcomes_both_ways(name, python, source, tests, tmp_path / each)
+    for number in (1, 2) if differ else ():
+        tests = sorted({file for file, _ in differ})
+        again = outcomes_both_ways(name, python, source, tests, tmp_path / f"round-{number}")
         rounds.append(again)
     for test in sorted(differ):
-        print(test, "without and with:", [[each.get(test) for each in both] for both in rounds])
+        seen = [[outcomes.get(test) for outcomes in both] for both in rounds]
+        print(f"{test}: without and with, in turn: {seen}")
     always = {test for test in differ if all(a.get(test) != b.get(test) for a, b in rounds)}
     assert not always, "they end otherwise each time"

@@ -78,7 +78,7 @@ def install_this(python: Path, wheels: Path) -> None:
 def own_wheels(directory: Path) -> Path:
     """This directory, with a wheel of this distribution, alone in `own` too."""
     directory.mkdir(exist_ok=True)
-    # What it needs on Windows alone: Poetry asks for it.
+    # What it needs on Windows alone: Poetry asks for it, and installs it nowhere.
     with zipfile.ZipFile(directory / "portalocker-99-py3-none-any.whl", "w") as wheel:
         metadata = "Metadata-Version: 2.1\nName: portalocker\nVersion: 99\n"
         wheel.writestr("portalocker-99.dist-info/METADATA", metadata)
@@ -122,9 +122,12 @@ class Frontend:
     def environ(self, directory: Path) -> dict[str, str]:
         """What keeps it offline and away from the caches and settings of whoever runs it."""
         home = directory / "home"
-        active = {"VIRTUAL_ENV", "CONDA_PREFIX"}  # PDM and Poetry would install there
+        # In an active environment PDM and Poetry make none: they install there.
+        inherited = {
+            name: os.environ[name] for name in {*os.environ} - {"VIRTUAL_ENV", "CONDA_PREFIX"}
+        }
         return {
-            **{name: os.environ[name] for name in {*os.environ} - active},
+            **inherited,
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
             **{name: str(home) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")},
             **dict.fromkeys(("PIP_NO_INDEX", "UV_NO_INDEX", "UV_OFFLINE"), "1"),
@@ -220,12 +223,13 @@ def output_of(process: subprocess.Popen[str]) -> str:
 
 def installed(directory: Path) -> dict[str, str]:
     """The files of the package that are installed below a directory, by content."""
-    return {
-        str(file.relative_to(package.parent)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for package in directory.glob("**/site-packages/sample*")
-        for file in package.rglob("*")
-        if file.suffix in (".py", ".txt") or file.name == "METADATA"
-    }
+    found = {}
+    for package in directory.glob("**/site-packages/sample*"):
+        for file in package.rglob("*"):
+            if file.suffix in (".py", ".txt") or file.name == "METADATA":
+                name = str(file.relative_to(package.parent))
+                found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
 
 
 def make_checkout(directory: Path, backend: str = "setuptools.build_meta") -> Path:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -223,12 +224,56 @@ def test_where_the_name_is_gone_it_says_so_and_the_frontend_goes_on(
 # tox alone
 
 
+@pytest.fixture(scope="session")
+def tox(environments: Path, wheels: Path, index: str) -> Frontend:
+    return make_frontend("tox", environments, wheels, index)
+
+
+#: A Python that has neither tox nor the library.
+BARE = Path(sys.base_prefix, "bin", f"python3.{sys.version_info[1]}")
+
+
+@pytest.mark.skipif(not BARE.exists(), reason="needs the Python that this environment is of")
+@pytest.mark.parametrize("variable", ["PYTHONPATH", "PYTHONUSERBASE"])
+def test_tox_locks_wherever_python_found_the_library(
+    tox: Frontend, checkout: Path, tmp_path: Path, variable: str
+) -> None:
+    """Spack, EasyBuild and wrapped programs find tox and its plugins so."""
+    environment = tox.python.parents[1]
+    [site_packages] = environment.glob("lib/python*/site-packages")
+    place = site_packages if variable == "PYTHONPATH" else environment
+    command = [str(BARE), *tox.command(checkout, tmp_path / "into")[1:]]
+    with held_elsewhere(checkout) as holder:
+        process = tox.start(
+            checkout, tmp_path / "into", command=command, environ={variable: str(place)}
+        )
+        wait_until(lambda: is_awaited(checkout))
+        holder.say()
+        output_of(process)
+    assert installed(tmp_path / "into")
+
+
+def test_where_the_library_cannot_be_started_tox_says_that_nothing_is_locked(
+    tox: Frontend, checkout: Path, tmp_path: Path
+) -> None:
+    """A frozen tox, say, whose `sys.executable` is tox itself."""
+    code = (
+        "import runpy, sys\nsys.executable, sys.argv = '/bin/true', sys.argv[1:]\n"
+        "runpy.run_module('tox', run_name='__main__', alter_sys=True)\n"
+    )
+    # What tox makes its environments with is named, as it would look for it in vain.
+    options = ["--discover", str(tox.python)]
+    command = [str(tox.python), "-c", code, "tox", *tox.command(checkout, tmp_path)[3:], *options]
+    with held_elsewhere(checkout):
+        output = output_of(tox.start(checkout, tmp_path, command=command))
+    assert "builds are not locked, because /bin/true cannot start source-tree-lock" in output
+
+
 @pytest.mark.parametrize("package", ["editable-legacy", "skip\ndeps = ."])
 def test_what_toxs_own_pip_builds_is_locked_by_its_install_command(
-    environments: Path, wheels: Path, index: str, checkout: Path, tmp_path: Path, package: str
+    tox: Frontend, checkout: Path, tmp_path: Path, package: str
 ) -> None:
     """The plugin does not lock it; this is what the README says to write."""
-    tox = make_frontend("tox", environments, wheels, index)
     pip = "python -I -m pip install {opts} {packages}"
     (checkout / "tox.ini").write_text(
         f"[testenv]\npackage = {package}\nallowlist_externals = source-tree-lock\n"

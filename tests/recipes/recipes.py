@@ -17,55 +17,66 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Recipe:
-    """One frontend's change: of a file below ``site-packages``, and a module beside that file."""
+    """One frontend's change.
+
+    Attributes:
+        file: the file that is changed, below ``site-packages``.
+        edits: what stands in it, and what is to stand there.
+        module: a module that is put beside the file, if any.
+    """
 
     file: str
-    module: str
-    edits: dict[str, str]
+    edits: tuple[tuple[str, str], ...]
+    module: str | None = None
 
     def apply(self, site_packages: Path) -> None:
         """Change the frontend that is installed there."""
         file = site_packages / self.file
         text = file.read_text()
-        for old, new in self.edits.items():
+        for old, new in self.edits:
             if old not in text:
                 raise LookupError(f"{self.file} has no {old!r}")
             text = text.replace(old, new)
         file.write_text(text)
-        shutil.copy(HERE / self.module, file.parent)
+        if self.module is not None:
+            shutil.copy(HERE / self.module, file.parent)
 
 
 RECIPES: Final = {
     "build": Recipe(
         "build/__main__.py",
-        "build_locks.py",
-        {
-            "import pyproject_hooks\n": (
-                "import pyproject_hooks\nfrom build.build_locks import locked\n"
+        (
+            (
+                "import pyproject_hooks\n",
+                "import pyproject_hooks\nfrom build.build_locks import locked\n",
             ),
-            "runner or pyproject_hooks.default_subprocess_runner\n": "locked(runner, _error)\n",
-        },
+            ("runner or pyproject_hooks.default_subprocess_runner\n", "locked(runner, _error)\n"),
+        ),
+        module="build_locks.py",
     ),
     "pip": Recipe(
         "pip/_internal/utils/misc.py",
-        "pip_locks.py",
-        {
-            "\nlogger = ": "\nfrom .pip_locks import LockedHooks\n\nlogger = ",
-            "HookCaller(BuildBackendHookCaller):": (
-                "HookCaller(LockedHooks, BuildBackendHookCaller):"
+        (
+            ("\nlogger = ", "\nfrom .pip_locks import LockedHooks\n\nlogger = "),
+            (
+                "HookCaller(BuildBackendHookCaller):",
+                "HookCaller(LockedHooks, BuildBackendHookCaller):",
             ),
-        },
+        ),
+        module="pip_locks.py",
     ),
     "hatch": Recipe(
         "hatch/project/frontend/core.py",
-        "run_locked.py",
-        {
-            "from hatch.utils.fs import Path\n": (
-                "from hatch.utils.fs import Path\nfrom .run_locked import locked\n"
+        (
+            (
+                "from hatch.utils.fs import Path\n",
+                "from hatch.utils.fs import Path\nfrom .run_locked import locked\n",
             ),
-            '.add_shell_command(["python"': (
-                '.add_shell_command([*locked(self.__env.root), "python"'
+            (
+                '.add_shell_command(["python"',
+                '.add_shell_command([*locked(self.__env.root), "python"',
             ),
-        },
+        ),
+        module="run_locked.py",
     ),
 }

@@ -13,12 +13,16 @@ from plugins.frontends import (
     Frontend,
     installed,
     is_awaited,
+    lock_file_of,
     make_checkout,
+    make_frontend,
     output_of,
     seconds_after_ctrl_c,
 )
 from projects import archives, content
-from support import LIMIT, held_elsewhere, wait_until
+from support import LIMIT, held_elsewhere, wait_until, waiters
+
+from source_tree_lock import source_tree_lock
 
 from .recipes import HERE
 
@@ -56,9 +60,13 @@ def start(
     if name == "nox":
         shutil.copy(HERE / "noxfile.py", tree)
     command = [str(changed.python), *map(str, commands[name])]
-    environ["PEX_ROOT"] = str(out / "root")
-    cwd = tree if tree.is_dir() else out
-    return changed.start(tree, out, command=command, cwd=cwd, environ=environ)
+    return changed.start(
+        tree,
+        out,
+        command=command,
+        cwd=tree if tree.is_dir() else out,
+        environ={**environ, "PEX_ROOT": str(out / "root")},
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -107,3 +115,35 @@ def test_a_tree_that_pip_has_unpacked_itself_is_not_locked(
     output_of(start(changed, "pip", sdist, out))
     assert len(archives(out)) == 2
     assert not list(temp_dir.glob("*.lock"))
+
+
+def test_they_build_one_checkout_at_once_with_pdm_poetry_and_uv_among_them(
+    changed: Frontend, environments: Path, checkout: Path, tmp_path: Path
+) -> None:
+    others = [
+        make_frontend(name, environments, changed.wheels, changed.index)
+        for name in ("pdm", "poetry", "tox")
+    ]
+    outs = {name: tmp_path / name for name in (*BUILDERS, "uv", "pdm", "poetry", "tox")}
+    commands = {each.name: each.command(checkout, outs[each.name]) for each in others}
+    uv = [sys.executable, *"-m uv build -q --wheel --no-config --python".split(), sys.executable]
+    outs["uv"].mkdir()
+    with source_tree_lock(checkout):
+        processes = [start(changed, name, checkout, outs[name]) for name in BUILDERS]
+        processes += [
+            each.start(checkout, outs[each.name], command=commands[each.name]) for each in others
+        ]
+        processes.append(
+            changed.start(checkout, outs["uv"], command=[*uv, "-o", str(outs["uv"]), str(checkout)])
+        )
+        wait_until(lambda: len(waiters(lock_file_of(checkout))) == len(processes))
+    for process in processes:
+        output_of(process)
+    built = [content(archives(outs[name])[0]) for name in (*BUILDERS, "uv")]
+    assert built == [built[0]] * len(built)
+    expected = {name: found for name, found in built[0].items() if not name.endswith("RECORD")}
+    assert len(expected) > 30
+    for each in others:
+        found = installed(outs[each.name])
+        assert found == {name: expected[name] for name in found}
+        assert len(found) > 30
