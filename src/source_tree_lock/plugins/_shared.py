@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 import signal
 import sys
-import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 #: The names that were replaced in this process: a frontend may load its plugins twice.
 _replaced: set[str] = set()
-#: The SIGINT handler that `_note_ctrl_c` calls.
-_previous_handler: Callable[[int, FrameType | None], object]
 _is_interrupted = False
 
 
@@ -36,11 +34,8 @@ def replace(frontend: str, owner: str, name: str, make: Callable[[Any], object])
     switch = os.environ.get("SOURCE_TREE_LOCK_PLUGINS", "").strip().lower()
     if switch in ("0", "false", "no", "off") or f"{owner}.{name}" in _replaced:
         return
-    module, _, class_ = owner.partition(":")
     try:
-        place: Any = importlib.import_module(module)
-        if class_:
-            place = getattr(place, class_)
+        place: Any = pkgutil.resolve_name(owner)
         original = place.__dict__[name]  # a class method itself, not bound to its class
     except (ImportError, AttributeError, KeyError):
         # Needed here only, and slow to import.
@@ -77,16 +72,14 @@ def _listen_for_ctrl_c() -> None:
     Frontends build in worker threads, and Python raises KeyboardInterrupt in the main thread only,
     which then waits for the workers.
     """
-    global _previous_handler
     handler = signal.getsignal(signal.SIGINT)
-    is_main = threading.current_thread() is threading.main_thread()
-    # The handler is not callable if SIGINT is ignored, or was not installed from Python.
-    if is_main and handler is not _note_ctrl_c and callable(handler):
-        _previous_handler = handler
-        signal.signal(signal.SIGINT, _note_ctrl_c)
+    if not callable(handler):
+        return  # SIGINT is ignored, or the handler was not installed from Python
 
+    def note_ctrl_c(number: int, frame: FrameType | None) -> object:
+        global _is_interrupted
+        _is_interrupted = True
+        return handler(number, frame)
 
-def _note_ctrl_c(number: int, frame: FrameType | None) -> object:
-    global _is_interrupted
-    _is_interrupted = True
-    return _previous_handler(number, frame)
+    with suppress(ValueError):  # this is not the main thread
+        signal.signal(signal.SIGINT, note_ctrl_c)

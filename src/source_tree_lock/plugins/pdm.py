@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ._shared import replace, stop_if_interrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
     from typing import Any
 
 #: PDM's core object, which has the terminal.
@@ -25,19 +25,14 @@ def lock_builds(core: object) -> None:
 def _locked(run: Callable[..., None]) -> Callable[..., None]:
     """Return the method through which PDM runs every hook, under the lock."""
 
-    def subprocess_runner(
-        builder: object,
-        cmd: Sequence[str],
-        cwd: str | None = None,
-        extra_environ: Mapping[str, str] | None = None,
-    ) -> None:
+    def subprocess_runner(builder: object, *args: Any, **kwargs: Any) -> None:
         # Imported when something is built: most commands of PDM build nothing.
         from ..adapters import locked_runner
 
         run_locked = locked_runner(
             functools.partial(run, builder), say=_say, while_waiting=stop_if_interrupted
         )
-        run_locked(cmd, cwd, extra_environ)
+        run_locked(*args, **kwargs)
 
     return subprocess_runner
 

@@ -31,7 +31,6 @@ else:
 _START = """
 import sys
 sys.path[:] = {path!r}
-sys.argv[0] = "source-tree-lock"
 from source_tree_lock.__main__ import main
 sys.exit(main())
 """
@@ -123,30 +122,26 @@ class _Locking(Executor):
         """Start the backend, unless it runs. Another thread watches the wait meanwhile."""
         if not self._is_locked or self._local_execute is not None:
             return super().local_execute(options)
-        self._passed_on = 0
         is_over = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(is_over,), daemon=True)
         watcher.start()
         try:
-            running = super().local_execute(options)
-        finally:  # if it failed, tox shows all that was written to stderr
+            return super().local_execute(options)
+        finally:
             is_over.set()
             watcher.join()
-        self._pass_on_messages(running[1])
-        return running
 
     def _watch(self, is_over: threading.Event) -> None:
         """Until the backend has started: pass on the messages of ``run``, and end it on Ctrl-C."""
-        while not is_over.wait(_POLL_INTERVAL):
+        ends, passed_on = False, 0
+        while not ends:
+            ends = is_over.wait(_POLL_INTERVAL)
             if self._local_execute is not None:
                 instance, status = self._local_execute
-                self._pass_on_messages(status)
-                if is_interrupted() and instance.process is not None:
+                messages = _MESSAGE.findall(bytes(status.err))
+                for message in messages[passed_on:]:
+                    _log.warning("%s", message.decode(errors="replace"))
+                passed_on = len(messages)
+                if is_interrupted() and not ends and instance.process is not None:
                     instance.process.terminate()
                     return
-
-    def _pass_on_messages(self, status: ExecuteStatus) -> None:
-        messages = _MESSAGE.findall(bytes(status.err))
-        for message in messages[self._passed_on :]:
-            _log.warning("%s", message.decode(errors="replace"))
-        self._passed_on = len(messages)
