@@ -119,7 +119,7 @@ def test_the_advice_can_be_followed_by_the_user_who_asks(
     if is_stopped:
         assert ("It is stopped. Ask root to let it" if reader else "It is stopped. Let it") in told
     elif reader:
-        assert f"Wait until it is done, or ask root to end pid {pid}." in told
+        assert f"To end the wait, ask root to end pid {pid}, or wait until it is done." in told
     else:
         assert f"end pid {pid} (kill {pid}), or wait until it is done." in told
 
