@@ -375,8 +375,6 @@ def is_locked(path: str) -> bool:
     except (BlockingIOError, FileNotFoundError):
         return False  # a lease is no lock; it was removed just now
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return False  # there is none
         raise unavailable(error, path, errors.OPEN_LOCK_FILE) from error
     try:
         return not try_lock(lock)

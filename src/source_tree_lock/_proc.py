@@ -5,6 +5,7 @@ Where there is no /proc, less is known; nothing here fails because of that.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -192,6 +193,8 @@ def is_held(path: str) -> bool:
     except LockUnavailable:
         raise
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False  # there can be none
         raise unavailable(error, path, "cannot determine whether it is locked") from error
 
 
