@@ -532,8 +532,8 @@ def test_where_the_levels_lock_file_cannot_be_made_a_child_is_refused(
     lock = source_tree_lock(tree, lock_dir=directory)
     with lock:
         environ = lock.environ
-        directory.rename(tmp_path / "moved")
-        directory.write_text("a file")
+        inner = Path(f"{str(lock.lock_file).removesuffix('.lock')}.1.lock")
+        inner.mkdir()
         tries = """
         from source_tree_lock import LockUnavailable, source_tree_lock
         try:
@@ -542,7 +542,7 @@ def test_where_the_levels_lock_file_cannot_be_made_a_child_is_refused(
             tell(error.filename)
         """
         with Child(tries, tree, environ=environ) as child:
-            child.expect(f"{str(lock.lock_file).removesuffix('.lock')}.1.lock")
+            child.expect(str(inner))
 
 
 # When the holder is killed

@@ -81,8 +81,8 @@ class Project:
         }
 
     def write_setup(self, before: str = "", more: str = "") -> None:
-        setup = _SETUP.format(more=more, extensions=self._extensions)
-        (self.tree / "setup.py").write_text(f"{before}\n{setup}")
+        text = before + "\n" + _SETUP.format(more=more, extensions=self._extensions)
+        (self.tree / "setup.py").write_text(text)
 
     def die_at(self, output: str, how: str) -> None:
         """Have the compiler or linker leave half of this and end so."""

@@ -16,56 +16,114 @@ from .building import ANEW, OURS, SETUPTOOLS, Project
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the compiler is a shell script")
 
 
-BUILD, ERROR = "build_wheel", "m2 = error"
-#: Steps, each a hook, "build_ext", "plain" setuptools, a wheel that cannot be "packed", or a source
-#: that gets another text, and so is newer than what was built of it.
-SCENARIOS = {
-    "build_ext between": [BUILD, "m0 = new", "build_ext", BUILD],
-    "an error": [ERROR, BUILD, "m2 = new", BUILD, ERROR, BUILD, "m2 = right", BUILD, BUILD],
-    # Only in the long run:
-    "a time in the future": ["m1 = future", BUILD, BUILD, BUILD, BUILD],
-    "nothing between": [BUILD, BUILD],
-    "plain setuptools between": [BUILD, "m0 = new", "plain", BUILD],
-    "a newer source": [BUILD, "m1 = new", BUILD, BUILD],
-    # As of a library that is missing: the linker removes its output, and builds go on there.
-    "an error of the linker": [BUILD, "m0 = refuse", BUILD, "m0 = right", BUILD],
-    "other hooks between": [BUILD, "build_editable", "build_sdist", BUILD],
-    "the wheel cannot be packed": [BUILD, "packed", BUILD],
-}
-UNPACKABLE = "import zipfile\ndel zipfile.ZipFile.writestr\n"
+class Steps:
+    """Builds of one project with one backend, and what each has compiled."""
+
+    def __init__(self, project: Project, backend: str) -> None:
+        self._project = project
+        self._backend = backend
+        self._now = 1_000_000_000
+
+    def build(self, hook: str = "build_wheel", backend: str = "", prelude: str = "") -> str:
+        done = self._project.run(hook, backend=backend or self._backend, prelude=prelude)
+        assert ANEW not in done.stderr
+        return f"{done.returncode}: {' '.join(self._project.compiled())}"
+
+    def write(self, name: str, text: str = "new", *, time: int = 0) -> None:
+        """Change a source; it is newer than anything that was built of it."""
+        self._now += 1
+        path = self._project.tree / name
+        path.write_text(text)
+        if time:
+            os.utime(path, (time, time))
+
+    def build_ext(self) -> str:
+        command = [sys.executable, "setup.py", "-q", "build_ext", "-i"]
+        environ = {**os.environ, **self._project.environ}
+        subprocess.run(command, cwd=self._project.tree, env=environ, check=True)
+        return "build_ext -i"
 
 
-def compiled_by(project: Project, backend: str, steps: list[str]) -> Iterator[str]:
-    """How each build with this backend ends, and what it has compiled."""
-    for step in steps:
-        name, is_source, text = step.partition(" = ")
-        if is_source:
-            path = project.tree / f"{name}.c"
-            path.write_text(text)
-            if text == "future":
-                os.utime(path, (4e9, 4e9))
-        elif step == "build_ext":
-            command = [sys.executable, "setup.py", "-q", "build_ext", "-i"]
-            environ = {**os.environ, **project.environ}
-            subprocess.run(command, cwd=project.tree, env=environ, check=True)
-        else:
-            done = project.run(
-                step if step.startswith("build_") else BUILD,
-                backend=SETUPTOOLS if step == "plain" else backend,
-                prelude=UNPACKABLE if step == "packed" else "",
-            )
-            assert ANEW not in done.stderr
-            yield f"{done.returncode}: {' '.join(project.compiled())}"
+def twice(steps: Steps) -> Iterator[str]:
+    for _ in range(2):
+        yield steps.build()
+
+
+def build_ext_between(steps: Steps) -> Iterator[str]:
+    yield steps.build()
+    steps.write("m0.c")
+    yield steps.build_ext()
+    yield steps.build()
+
+
+def plain_setuptools_between(steps: Steps) -> Iterator[str]:
+    yield steps.build()
+    steps.write("m0.c")
+    yield steps.build(backend=SETUPTOOLS)
+    yield steps.build()
+
+
+def a_newer_source(steps: Steps) -> Iterator[str]:
+    yield steps.build()
+    steps.write("m1.c")
+    yield steps.build()
+    yield steps.build()
+
+
+def a_time_in_the_future(steps: Steps) -> Iterator[str]:
+    steps.write("m1.c", time=4_000_000_000)
+    for _ in range(4):
+        yield steps.build()
+
+
+def an_error_corrected(steps: Steps) -> Iterator[str]:
+    steps.write("m2.c", "error")
+    yield steps.build()
+    steps.write("m2.c")
+    yield steps.build()
+    steps.write("m2.c", "error")
+    yield steps.build()
+    steps.write("m2.c", "right")
+    yield steps.build()
+    yield steps.build()
+
+
+def an_error_of_the_linker_corrected(steps: Steps) -> Iterator[str]:
+    """As of a library that is missing: the linker removes its output, and builds go on there."""
+    yield steps.build()
+    steps.write("m0.c", "refuse")
+    yield steps.build()
+    steps.write("m0.c", "right")
+    yield steps.build()
+
+
+def other_hooks_between(steps: Steps) -> Iterator[str]:
+    for hook in ("build_wheel", "build_editable", "build_sdist", "build_wheel"):
+        yield steps.build(hook)
+
+
+def the_archive_cannot_be_written(steps: Steps) -> Iterator[str]:
+    yield steps.build()
+    yield steps.build(prelude="import zipfile\ndel zipfile.ZipFile.writestr\n")
+    yield steps.build()
+
+
+SHORT = (build_ext_between, a_time_in_the_future, an_error_corrected)
+LONG = (
+    *(*SHORT, twice, plain_setuptools_between, a_newer_source, an_error_of_the_linker_corrected),
+    *(other_hooks_between, the_archive_cannot_be_written),
+)
 
 
 @pytest.mark.timeout(600)
 def test_as_much_is_compiled_as_by_setuptools(tmp_path: Path, long_run: bool) -> None:
-    for name in list(SCENARIOS)[: None if long_run else 2]:
+    for scenario in LONG if long_run else SHORT:
         counts = []
         for backend in (SETUPTOOLS, OURS):
-            project = Project(tmp_path / backend / name.replace(" ", "-"), ("m0", "m1", "m2"))
-            counts.append(list(compiled_by(project, backend, SCENARIOS[name])))
-        assert counts[1] == counts[0], name
+            project = Project(tmp_path / backend / scenario.__name__, ("m0", "m1", "m2"))
+            counts.append(list(scenario(Steps(project, backend))))
+        print(scenario.__name__, *counts, sep="\n  ")
+        assert counts[1] == counts[0], scenario.__name__
         assert "m0.c m1.c m2.c" in counts[0][0]
 
 

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,36 +13,31 @@ from support import WITHOUT_ROOTS_RIGHTS
 
 from source_tree_lock import source_tree_lock
 
-from .building import ANEW, SETUPTOOLS, Project
+from .building import ANEW, OURS, SETUPTOOLS, Project
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills builds by SIGKILL")
 
-#: Ruins a build when it opens a file {name}... to write it for the {moment}th time: that file is
-#: left empty, and all that it has made so far are cut in half and look newer than their sources.
-#: Where {name} is empty, any file in the tree counts, and the others are left as they are. Then it
-#: {ends}. At its end it prints how often it was.
+#: Ruins a build when it copies {name} for the {moment}th time: that file is left empty, and all
+#: that it has made so far are cut in half and look newer than their sources. Then it {ends}.
 RUIN = """
-import atexit, os, signal, sys
+import os, signal, sys
 def files():
     for top in (".", "../out"):
         for parent, _, names in os.walk(top):
             for name in names:
                 yield os.path.join(parent, name)
-before, times, tree = set(files()), 0, os.getcwd() + os.sep
+before, times = set(files()), 0
 def ruin(event, arguments):
     global times
-    path = os.path.abspath(arguments[0]) if event == "open" and type(arguments[0]) is str else ""
-    is_meant = os.path.basename(path).startswith("{name}") if "{name}" else path.startswith(tree)
-    # A directory is opened to be written where a temporary file is tried without a name.
-    if is_meant and arguments[2] & os.O_ACCMODE and not os.path.isdir(path):
+    name = os.path.basename(str(arguments[0])) if event == "open" else ""
+    if name.startswith("{name}") and arguments[2] & os.O_WRONLY:
         times += 1
         if times == {moment}:
-            open(path, "w").close()
-            for path in set(files()) - before if "{name}" else ():
+            open(arguments[0], "w").close()
+            for path in set(files()) - before:
                 os.truncate(path, os.path.getsize(path) // 2)
             {ends}
 sys.addaudithook(ruin)
-atexit.register(lambda: print(times))
 """
 KILLED = "os.kill(0, signal.SIGKILL)"
 
@@ -68,42 +62,55 @@ def project(tmp_path: Path) -> Project:
 # Where it builds
 
 
-COMMANDS = ("build", "build_py", "build_ext", "build_clib")
-OWN_DISTRIBUTION = "distclass=type('Own', (Distribution,), {}),"
-#: How the build directory is named: in which file, or how else, and with which text.
-WAYS = [
-    ("setup.cfg", "[build]\nbuild_base = ../out"),
-    ("pyproject.toml", "[tool.distutils.build]\nbuild_base = 'out'"),
-    # Only in the long run:
-    ("setup.cfg", ""),
-    ("setup.cfg", "[build]\nbuild_base = out"),
-    ("setup.cfg", "[build]\nbuild_lib = out"),
-    ("setup.cfg", "[build]\nbuild_temp = out"),
-    ("setup.cfg", "[build]\nbuild_purelib = o\nbuild_platlib = p"),
-    ("setup.cfg", "[bdist_wheel]\nbdist_dir = ../out/wheel"),
-    ("setup.cfg", "[bdist]\nbdist_base = out"),
-    ("setup.cfg", "".join(f"[{command}]\nforce = 0\n" for command in COMMANDS)),
-    ("pyproject.toml", "".join(f"[tool.distutils.{each}]\nforce = '0'\n" for each in COMMANDS)),
-    ("../extra.cfg", "[build]\nbuild_base = out\nForce = 0\nforce = 0"),
-    ("../.pydistutils.cfg", "[build]\nbuild_base = out"),
-    ("setup", "options={'build': {'build_base': 'out', 'force': '0'}},"),
-    ("setup", f"{OWN_DISTRIBUTION} options={{'bdist_wheel': {{'bdist_dir': 'o'}}}},"),
-    ("settings", "build --build-base=../out"),
-]
+def options(command: str, **values: str) -> str:
+    return f"[{command}]\n" + "".join(f"{name} = {value}\n" for name, value in values.items())
+
+
+#: How the build directory is named: by which file, or how else, and with which text.
+WAYS: dict[str, tuple[str, str]] = {
+    "not at all": ("setup.cfg", ""),
+    "base": ("setup.cfg", options("build", build_base="out")),
+    "base outside": ("setup.cfg", options("build", build_base="../out")),
+    "lib": ("setup.cfg", options("build", build_lib="out")),
+    "temp": ("setup.cfg", options("build", build_temp="out")),
+    "purelib and platlib": ("setup.cfg", options("build", build_purelib="o", build_platlib="p")),
+    "staging": ("setup.cfg", options("bdist_wheel", bdist_dir="../out/wheel")),
+    "staging's base": ("setup.cfg", options("bdist", bdist_base="out")),
+    "not forced": (
+        "setup.cfg",
+        "".join(options(f"build{which}", force="0") for which in ("", "_py", "_ext", "_clib")),
+    ),
+    "pyproject.toml": ("pyproject.toml", "[tool.distutils.build]\nbuild_base = 'out'\n"),
+    "not forced by pyproject.toml": (
+        "pyproject.toml",
+        "[tool.distutils.build]\nforce = '0'\n[tool.distutils.build_clib]\nforce = '0'\n",
+    ),
+    "DIST_EXTRA_CONFIG": ("../extra.cfg", options("build", build_base="out", Force="0", force="0")),
+    "~": ("../.pydistutils.cfg", options("build", build_base="out")),
+    "setup()": ("setup", "options={'build': {'build_base': 'out', 'force': '0'}},"),
+    "a command": ("settings", "build --build-base=../out"),
+    "its own distribution": (
+        "setup",
+        "distclass=type('Own', (Distribution,), {}), options={'bdist_wheel': {'bdist_dir': 'o'}},",
+    ),
+}
+
+
+#: Those that are tried in the short run.
+SHORT = ("not at all", "base outside", "pyproject.toml", "a command")
 
 
 def test_wherever_a_build_is_killed_the_next_one_is_right_and_says_so(
     tmp_path: Path, long_run: bool
 ) -> None:
-    for number, way in enumerate(WAYS if long_run else WAYS[:2]):
+    for number, way in enumerate(WAYS if long_run else SHORT):
         project = Project(tmp_path / str(number))
-        settings = name_build_directory(project, *way)
+        settings = name_build_directory(project, *WAYS[way])
         alone, _ = project.build(settings=settings)
         everything = set(project.compiled())
         for name in ("out", "o", "p", "../out"):
             shutil.rmtree(project.tree / name, ignore_errors=True)
         assert ruin(project, settings=settings) == -signal.SIGKILL, way
-        assert not list(tmp_path.rglob("*source-tree-lock*")), "nothing of ours lies in the tree"
         assert project.build(settings=settings) == (alone, True), way
         assert set(project.compiled()) == everything, way
         assert project.build(settings=settings) == (alone, False), way
@@ -116,12 +123,13 @@ def name_build_directory(project: Project, place: str, text: str) -> object:
         return {"--global-option": text}
     if place == "setup":
         project.write_setup(more=text)
-        return None
-    if place == "pyproject.toml":
-        text = f"[project]\nname = 'sample'\nversion = '1'\n{text}"
-    (project.tree / place).write_text(text)
-    if place == "../extra.cfg":
-        project.environ["DIST_EXTRA_CONFIG"] = str(project.tree / place)
+    elif place == "pyproject.toml":
+        metadata = "[project]\nname = 'sample'\nversion = '1'\n"
+        (project.tree / place).write_text(metadata + text)
+    else:
+        (project.tree / place).write_text(text)
+        if place == "../extra.cfg":
+            project.environ["DIST_EXTRA_CONFIG"] = str(project.tree / place)
     return None
 
 
@@ -132,21 +140,26 @@ def test_plain_setuptools_ships_what_the_ruined_build_left(project: Project) -> 
     assert project.build(backend=SETUPTOOLS)[0] != alone
 
 
-def test_what_a_killed_build_of_each_hook_left_spoils_no_archive(
-    project: Project, long_run: bool
-) -> None:
-    (project.tree / "MANIFEST.in").write_text("include *.txt\n")
-    hooks = ("build_sdist", "build_wheel", "build_editable")
+def test_what_a_killed_build_of_each_hook_left_spoils_no_archive(project: Project) -> None:
+    hooks = ("build_wheel", "build_sdist", "build_editable")
     alone = {hook: project.build(hook)[0] for hook in hooks}
-    for hook in hooks[: 2 if long_run else 1]:
-        (project.tree / "removed.txt").touch()
-        assert ruin(project, hook) == -signal.SIGKILL
-        (project.tree / "removed.txt").unlink()
+    for hook in hooks[:2]:
+        ruin(project, hook)
+        (project.tree / "removed.py").touch()  # what it was to pack, and is gone
         for each in hooks:
             found, said = project.build(each)
             assert found == alone[each], (hook, each)
             assert said == (each == hook), "only the builds that share its files are made anew"
-        assert list(project.tree.glob("sample-1*")) == []
+
+
+def test_a_file_that_was_removed_since_is_in_no_archive(project: Project) -> None:
+    (project.tree / "MANIFEST.in").write_text("include *.txt\n")
+    alone, _ = project.build("build_sdist")
+    (project.tree / "more.txt").touch()
+    assert ruin(project, "build_sdist") == -signal.SIGKILL
+    (project.tree / "more.txt").unlink()
+    assert project.build("build_sdist") == (alone, True)
+    assert list(project.tree.glob("sample-1*")) == []
 
 
 def test_a_killed_editable_build_is_made_anew(project: Project) -> None:
@@ -159,21 +172,44 @@ def test_a_killed_editable_build_is_made_anew(project: Project) -> None:
     assert extension.read_text() == "onethreetwo"
 
 
-@pytest.mark.timeout(600)
-def test_a_build_that_is_killed_at_any_file_spoils_none(project: Project, long_run: bool) -> None:
-    def run(hook: str, fatal: int) -> subprocess.CompletedProcess[str]:
-        for name in ("build", "sample.egg-info"):
-            shutil.rmtree(project.tree / name, ignore_errors=True)
-        return project.run(hook, prelude=RUIN.format(name="", moment=fatal, ends=KILLED))
+#: Counts the files of the tree that are opened to be written, and, when it comes to the one that
+#: it is told, leaves that empty and dies.
+DIES = """
+import atexit, os, signal, sys
+tree, written = os.getcwd() + os.sep, 0
+def die(event, arguments):
+    global written
+    if event != "open" or not isinstance(arguments[0], (str, bytes)):
+        return
+    path = os.path.abspath(os.fsdecode(arguments[0]))
+    # A directory is opened to be written where a temporary file is tried without a name.
+    if arguments[2] & os.O_ACCMODE and path.startswith(tree) and not os.path.isdir(path):
+        written += 1
+        if written == {fatal}:
+            open(path, "w").close()
+            os.kill(0, signal.SIGKILL)
+sys.addaudithook(die)
+atexit.register(lambda: print(written))
+"""
 
-    right = [project.build(each) for each in ("build_sdist", "build_wheel")]
-    hooks = ["build_wheel", "build_sdist", "get_requires_for_build_wheel"]
-    for hook in hooks if long_run else hooks[:1]:
-        count = int(run(hook, -1).stdout.splitlines()[-1])
-        for fatal in range(1, count + 1) if long_run else [count // 2]:
-            assert run(hook, fatal).returncode == -signal.SIGKILL
-            after = [project.build(each) for each in ("build_sdist", "build_wheel")]
-            assert [built for built, _ in after] == [built for built, _ in right], (hook, fatal)
+
+@pytest.mark.parametrize("hook", ["build_wheel", "build_sdist", "get_requires_for_build_wheel"])
+def test_a_build_that_is_killed_at_any_file_spoils_none(
+    project: Project, hook: str, long_run: bool
+) -> None:
+    right = [project.build(each)[0] for each in ("build_sdist", "build_wheel")]
+    start_over(project)
+    count = int(project.run(hook, prelude=DIES.format(fatal=0)).stdout.splitlines()[-1])
+    for fatal in range(1, count + 1, 1 if long_run else max(1, count // 3)):
+        start_over(project)
+        assert project.run(hook, prelude=DIES.format(fatal=fatal)).returncode == -signal.SIGKILL
+        after = [project.build(each)[0] for each in ("build_sdist", "build_wheel")]
+        assert after == right, f"killed at file {fatal} of {count}"
+
+
+def start_over(project: Project) -> None:
+    for path in (project.tree / "build", project.tree / "sample.egg-info"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 OTHER_PYTHON = "import sys\nsys.implementation.cache_tag = 'other-99'\n"
@@ -183,9 +219,12 @@ def test_each_python_builds_anew_what_it_was_killed_in(project: Project) -> None
     """Each builds extensions in directories of its own."""
     alone, _ = project.build()
     ruin(project)
-    for is_anew in (True, False):
-        assert project.build(prelude=OTHER_PYTHON)[1] == is_anew, "they share a part"
-        assert project.build() == (alone, is_anew)
+    project.build("build_sdist")
+    assert project.build(prelude=OTHER_PYTHON)[1], "they share a part"
+    assert not project.build(prelude=OTHER_PYTHON)[1]
+    assert project.build() == (alone, True)
+    assert not project.build()[1]
+    assert not project.build(prelude=OTHER_PYTHON)[1]
 
 
 # How it ends
@@ -195,8 +234,9 @@ ENDS = (
     f"raise OSError({errno.ENOSPC}, 'no space')",
     "signal.signal(15, lambda *_: sys.exit(143)); signal.raise_signal(15)",
     # Only in the long run:
-    *(f"raise OSError({number}, '')" for number in (errno.EDQUOT, errno.EIO)),
     "raise MemoryError",
+    f"raise OSError({errno.EDQUOT}, 'no space')",
+    f"raise OSError({errno.EIO}, 'broken')",
     "os.kill(os.getpid(), signal.SIGINT)",
     "os.kill(os.getpid(), signal.SIGTERM)",
     "os._exit(0)",
@@ -212,16 +252,32 @@ def test_what_may_leave_half_a_file_is_remembered(project: Project, long_run: bo
         assert project.build() == (alone, False), ends
 
 
-def test_a_linker_or_compiler_that_is_killed_is_remembered(project: Project) -> None:
+def test_a_full_disk_is_remembered(project: Project, tmp_path: Path) -> None:
+    """A real one: a limit to the size of files, which is EFBIG."""
+    (project.tree / "sample.py").write_text("#" * 200_000)
     alone, _ = project.build()
+    shutil.rmtree(project.tree / "build")
+    limit = "import resource, signal\nresource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+    assert project.run(prelude=limit).returncode == 1
+    [half] = project.tree.glob("build/lib*/sample.py")
+    assert half.stat().st_size == 65536
+    assert project.build() == (alone, True)
+
+
+@pytest.mark.parametrize(
+    ("output", "how"),
     # The last is a linker that is killed below a compiler, which survives it.
-    deaths = [("one.cpython", "kill -9 $$"), ("two.o", "kill -9 $$"), ("one.cpython", "exit 1")]
-    for fatal in deaths:
-        shutil.rmtree(project.tree / "build")
-        project.die_at(*fatal)
-        assert project.run().returncode == 1
-        project.live()
-        assert project.build() == (alone, True), fatal
+    [("one.cpython", "kill -9 $$"), ("two.o", "kill -9 $$"), ("one.cpython", "exit 1")],
+)
+def test_a_linker_or_compiler_that_is_killed_is_remembered(
+    project: Project, output: str, how: str
+) -> None:
+    alone, _ = project.build()
+    shutil.rmtree(project.tree / "build")
+    project.die_at(output, how)
+    assert project.run().returncode == 1
+    project.live()
+    assert project.build() == (alone, True)
 
 
 def test_what_was_not_built_anew_to_the_end_is_still_not_trusted(project: Project) -> None:
@@ -233,11 +289,10 @@ def test_what_was_not_built_anew_to_the_end_is_still_not_trusted(project: Projec
     assert project.build() == (alone, True)
 
 
-def test_an_ordinary_failure_costs_no_rebuild(project: Project, long_run: bool) -> None:
+def test_an_ordinary_failure_costs_no_rebuild(project: Project) -> None:
     project.build()
     setup = (project.tree / "setup.py").read_text()
-    mistakes = ["1 / 0", "raise SystemExit('a mistake')", "open('no such file')"]
-    for mistake in mistakes if long_run else mistakes[:1]:
+    for mistake in ("raise SystemExit('a mistake')", "1 / 0", "open('no such file')"):
         (project.tree / "setup.py").write_text(mistake)
         assert project.run().returncode == 1
         (project.tree / "setup.py").write_text(setup)
@@ -248,25 +303,29 @@ def test_an_ordinary_failure_costs_no_rebuild(project: Project, long_run: bool) 
 # Told to build anew
 
 
-#: Prints at the end what has become another in the environment, but for what setuptools sets.
 CHANGED = """
 import atexit, os
-before = set(os.environ.items())
-atexit.register(lambda: print({name for name, _ in before ^ set(os.environ.items())} - {"PLAT"}))
+before = dict(os.environ)
+def changed():
+    print({name: value for name, value in os.environ.items() ^ before.items()
+           if name != "PLAT"})  # which setuptools sets
+atexit.register(changed)
 """
 
 
-@pytest.mark.parametrize("own", [None, "broken.cfg"])
+@pytest.mark.parametrize("own", [None, "/no/such/file", "broken"])
 def test_a_rebuild_leaves_environment_and_temporary_directory_as_they_were(
-    project: Project, temp_dir: Path, own: str | None
+    project: Project, tmp_path: Path, temp_dir: Path, own: str | None
 ) -> None:
-    (project.tree / "broken.cfg").write_text("no section\n")
+    if own == "broken":
+        own = str(tmp_path / "own.cfg")
+        Path(own).write_text("no section\n")
     ruin(project)
     before = sorted(temp_dir.iterdir())
     environ = {} if own is None else {"DIST_EXTRA_CONFIG": own}
     done = project.run(prelude=CHANGED, environ=environ)
     assert ANEW in done.stderr
-    assert done.stdout.splitlines()[-1] == "set()"
+    assert done.stdout.splitlines()[-1] == "{}"
     assert sorted(temp_dir.iterdir()) == before
     theirs = project.run(backend=SETUPTOOLS, environ=environ)
     assert done.returncode == theirs.returncode
@@ -275,7 +334,9 @@ def test_a_rebuild_leaves_environment_and_temporary_directory_as_they_were(
 
 def test_a_users_own_extra_configuration_stays_in_force(project: Project, tmp_path: Path) -> None:
     own = tmp_path / "own.cfg"
-    text = "[build]\nparallel = 1\n[bdist_wheel]\nbuild_number = 7\n[aliases]\nodd = é 50%%\n"
+    text = (
+        "[build]\nparallel = 1\n[bdist_wheel]\nbuild_number = 7\n[aliases]\nodd = é 50%%\n  more\n"
+    )
     own.write_text(text, encoding="utf-8")
     ruin(project)
     assert project.build(environ={"DIST_EXTRA_CONFIG": str(own)})[1]
@@ -284,34 +345,55 @@ def test_a_users_own_extra_configuration_stays_in_force(project: Project, tmp_pa
     assert own.read_text(encoding="utf-8") == text
 
 
-def test_read_only_files_are_built_anew_and_nothing_else_there_is_touched(
-    project: Project, tmp_path: Path
-) -> None:
+def test_children_of_a_setup_py_build_anew_too(project: Project) -> None:
+    child = "subprocess.check_call([sys.executable, 'setup.py', 'build_ext'])"
+    again = f"if 'C' not in os.environ:\n    os.environ['C'] = '1'; {child}; del os.environ['C']\n"
+    project.write_setup(f"import os, subprocess, sys\n{again}")
+    project.build()
+    project.environ["C"] = "1"
+    ruin(project)
+    del project.environ["C"]
+    project.build()
+    assert project.compiled().count("one.c") == 2
+
+
+def test_files_that_may_only_be_read_are_built_anew(project: Project) -> None:
     alone, _ = project.build()
     ruin(project)
-    build = project.tree / "build"
-    for path in filter(Path.is_file, build.rglob("*")):
-        path.chmod(0o444)
-    [temp] = build.glob("temp*")
-    own = [temp / "CMakeCache.txt", temp / "own.o", build / "bdist.own" / "file"]
-    own += [build / "lib" / "own.py", tmp_path / "precious" / "file"]
+    for path in (project.tree / "build").rglob("*"):
+        if path.is_file():
+            path.chmod(0o444)
+    assert project.build(prefix=WITHOUT_ROOTS_RIGHTS) == (alone, True)
+
+
+def test_nothing_else_in_the_build_directory_is_touched(project: Project, tmp_path: Path) -> None:
+    alone, _ = project.build()
+    ruin(project)
+    [temp] = project.tree.glob("build/temp*")
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").touch()
+    own = [temp / "CMakeCache.txt", project.tree / "build" / "bdist.own" / "file"]
+    own += [project.tree / "build" / "lib" / "own.py", temp / "own.o"]
     for path in own:
         path.parent.mkdir(exist_ok=True)
         path.write_text("own")
-    staging = next(build.glob("bdist*/wheel"))
+    staging = next(project.tree.glob("build/bdist*/wheel"))
     shutil.rmtree(staging)
-    staging.symlink_to(tmp_path / "precious")
+    staging.symlink_to(precious)
     before = [(path.stat().st_ino, path.stat().st_mtime_ns) for path in own]
-    assert project.build(prefix=WITHOUT_ROOTS_RIGHTS) == (alone, True)
+    assert project.build() == (alone, True)
     assert [(path.stat().st_ino, path.stat().st_mtime_ns) for path in own] == before
+    assert (precious / "file").exists()
 
 
 # The marks
 
 
+OTHER = 54321
 #: Another user, who may read what root may: the interpreter may be in root's home.
 AS_OTHER = (
-    *("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"),
+    *("setpriv", f"--reuid={OTHER}", f"--regid={OTHER}", "--clear-groups"),
     *("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"),
     *("--bounding-set=-all,+dac_read_search,+setpcap", "sh", "-c", 'umask 0; exec "$0" "$@"'),
 )
@@ -333,13 +415,43 @@ def test_the_mark_of_one_user_is_cleared_by_another(
     assert project.build() == (alone, False)
 
 
-def test_where_no_mark_can_be_written_builds_go_on(project: Project, temp_dir: Path) -> None:
-    right = project.build()[0], False
+@pytest.mark.parametrize("way", ["read-only", "another name", "no directory"])
+def test_where_no_mark_can_be_written_builds_go_on(
+    project: Project, temp_dir: Path, way: str
+) -> None:
+    alone, _ = project.build()
     lock_file = source_tree_lock(project.tree).lock_file
-    lock_file.chmod(0o444)
-    assert project.build(prefix=WITHOUT_ROOTS_RIGHTS) == right
-    lock_file.chmod(0o666)
-    os.link(lock_file, temp_dir / "other")
-    assert project.build() == right
-    shutil.rmtree(temp_dir)
-    assert project.build() == right
+    if way == "read-only":
+        lock_file.chmod(0o444)
+    elif way == "another name":
+        os.link(lock_file, temp_dir / "other")
+    else:
+        shutil.rmtree(temp_dir)
+    for _ in range(2):
+        assert project.build(prefix=WITHOUT_ROOTS_RIGHTS) == (alone, False)
+
+
+def test_nothing_of_ours_lies_in_the_tree(project: Project) -> None:
+    looks = "import os\nfor p, d, f in os.walk('.'): print(*d, *f, file=open('../seen', 'a'))\n"
+    project.write_setup(looks)
+    for hook in ("build_wheel", "build_editable", "build_sdist"):
+        ruin(project, hook)
+        project.build(hook)
+    assert "source-tree-lock" not in (project.tree.parent / "seen").read_text()
+
+
+def test_builds_that_a_setup_py_starts_in_its_own_tree_keep_no_marks_of_their_own(
+    project: Project,
+) -> None:
+    inner = (
+        f"import os, subprocess, sys\ninner = 'import {OURS} as b; b.build_wheel(\"../inner\")'\n"
+        "if 'INNER' not in os.environ:\n"
+        "    os.environ['INNER'] = '1'\n"
+        "    subprocess.run([sys.executable, '-c', inner], check=True)\n"
+        "    if 'DIE' in os.environ: os.kill(os.getpid(), 9)\n"
+    )
+    project.write_setup(inner)
+    done = project.run()
+    assert (done.returncode, ANEW in done.stderr) == (0, False)
+    assert project.run(environ={"DIE": "1"}).returncode == -signal.SIGKILL
+    assert project.build()[1]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyproject_api
 import pytest
 from projects import ALL_COMMANDS, Witness, archives, call_all_hooks
 from pyproject_hooks import BuildBackendHookCaller
-from support import LIMIT, Child, held_elsewhere, is_free, write_project
+from support import LIMIT, Child, held_elsewhere, is_free, wait_until_blocked, write_project
 
 from source_tree_lock import build_meta, source_tree_lock
 from source_tree_lock._hook_names import HOOK_NAMES
@@ -43,42 +45,66 @@ def test_it_offers_exactly_setuptools_hooks_with_their_parameters(kind: str) -> 
         _ = ours.no_such_hook
 
 
-def test_setuptools_is_imported_when_a_hook_is_looked_up_and_may_offer_fewer() -> None:
+def test_it_follows_a_setuptools_that_offers_fewer_hooks() -> None:
     script = """
-    import sys
+    import setuptools.build_meta
     from source_tree_lock import build_meta
-    tell(hasattr(build_meta, "__path__"), hasattr(build_meta, "__wrapped__"))
-    tell("setuptools" in sys.modules)
-    build_meta.build_wheel
-    del sys.modules["setuptools.build_meta"].build_editable
+    del setuptools.build_meta.build_editable
     tell(hasattr(build_meta, "build_editable"), hasattr(build_meta, "build_wheel"))
     """
     with Child(script) as child:
-        assert child.rest() == ["True False", "False", "False True"]
+        child.expect("False True")
 
 
-def test_in_tree_backends_find_public_names_and_no_class_that_would_not_lock() -> None:
+def test_everything_that_it_offers_can_be_imported_at_once() -> None:
     namespace: dict[str, object] = {}
     exec("from source_tree_lock.build_meta import *", namespace)
     assert set(namespace) - {"__builtins__"} == set(SETUPTOOLS.__all__)
+    assert namespace["build_wheel"] == build_meta.build_wheel
+
+
+def test_in_tree_backends_find_public_names_and_no_class_that_would_not_lock() -> None:
     for name in vars(SETUPTOOLS):
-        assert name.startswith("_") or hasattr(build_meta, name), name
+        if not name.startswith("_"):
+            assert hasattr(build_meta, name), name
     assert build_meta.SetupRequirementsError is SETUPTOOLS.SetupRequirementsError
     assert set(SETUPTOOLS.__all__) <= set(dir(build_meta))
     with pytest.raises(AttributeError, match=r"takes the lock with source_tree_lock\(\)"):
         _ = build_meta._BuildMetaBackend
 
 
-def test_every_hook_runs_under_the_lock(tree: Path, tmp_path: Path) -> None:
+def test_setuptools_is_imported_when_a_hook_is_looked_up() -> None:
+    script = """
+    import sys
+    from source_tree_lock import build_meta
+    tell(hasattr(build_meta, "__path__"), hasattr(build_meta, "__wrapped__"))
+    tell("setuptools" in sys.modules)
+    build_meta.build_wheel
+    tell("setuptools" in sys.modules)
+    """
+    with Child(script) as child:
+        child.expect("True False")
+        child.expect("False")
+        child.expect("True")
+
+
+def run_all_hooks(tree: Path, out: Path, backend: str, *backend_path: str) -> None:
+    hooks = BuildBackendHookCaller(str(tree), backend, backend_path=backend_path or None)
+    call_all_hooks(hooks, out)
+
+
+ALL_LOCKED = {f"{command} locked" for command in ALL_COMMANDS}
+
+
+@pytest.mark.parametrize("name", [BACKEND, f"{BACKEND}:__legacy__"])
+def test_every_hook_runs_under_the_lock(tree: Path, tmp_path: Path, name: str) -> None:
     witness = Witness(tree)
     write_project(tree, witness.setup)
-    call_all_hooks(BuildBackendHookCaller(str(tree), BACKEND), tmp_path)
-    assert witness.report() == {f"{command} locked" for command in ALL_COMMANDS}
-    (tree / "beside.py").touch()  # which only the legacy backend finds
-    write_project(tree, f"import beside\n{witness.setup}")
-    BuildBackendHookCaller(str(tree), f"{BACKEND}:__legacy__").build_wheel(str(tmp_path))
-    assert "bdist_wheel locked" in (report := witness.report())
-    assert all(line.endswith(" locked") for line in report)
+    if name.endswith("__legacy__"):
+        (tree / "beside.py").touch()  # which only the legacy backend finds
+        write_project(tree, f"import beside\n{witness.setup}")
+    run_all_hooks(tree, tmp_path, name)
+    assert witness.report() == ALL_LOCKED
     assert is_free(source_tree_lock(tree).lock_file)
 
 
@@ -108,9 +134,13 @@ def test_a_hook_that_waits_says_for_what_and_that_it_is_over(tree: Path) -> None
     write_project(tree)
     hook = f"import {BACKEND} as backend; print(backend.get_requires_for_build_wheel())"
     with held_elsewhere(tree) as holder:
-        command = [sys.executable, "-c", hook]
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, cwd=tree, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", hook],
+            cwd=tree,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         assert process.stderr is not None
         line = process.stderr.readline()
     assert line.startswith("source-tree-lock: waiting ")
@@ -122,24 +152,50 @@ def test_a_hook_that_waits_says_for_what_and_that_it_is_over(tree: Path) -> None
     assert "waiting" not in stderr
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"), [("TIMEOUT", "0"), ("DIR", "{tree}/setup.py"), ("DIR", "a/b")]
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc/locks")
+@pytest.mark.parametrize("way", ["no descriptor", "a closed file", "a pipe without a reader"])
+def test_a_hook_that_waits_needs_nobody_who_listens(tree: Path, tmp_path: Path, way: str) -> None:
+    write_project(tree)
+    hook = f"import sys, {BACKEND} as backend; {{}}backend.get_requires_for_build_wheel()"
+    close = "sys.stderr.close(); " if way == "a closed file" else ""
+    shell = 'exec "$0" "$@" 2>&-' if way == "no descriptor" else 'exec "$0" "$@"'
+    reader, writer = os.pipe()
+    os.close(reader)
+    with held_elsewhere(tree), open(tmp_path / "stdout", "wb") as stdout:
+        process = subprocess.Popen(
+            ["sh", "-c", shell, sys.executable, "-c", hook.format(close)],
+            cwd=tree,
+            stdout=stdout,
+            stderr=writer if way == "a pipe without a reader" else None,
+        )
+        wait_until_blocked(process.pid)
+    os.close(writer)
+    assert process.wait(LIMIT) == 0
+    assert "waiting" not in (tmp_path / "stdout").read_text(), "it goes where nobody expects it"
+
+
+@pytest.mark.parametrize("why", ["time", "directory", "relative"])
 def test_a_hook_that_cannot_get_in_says_so_in_one_line_without_a_traceback(
-    variable: str, value: str, tree: Path
+    why: str, tree: Path, tmp_path: Path
 ) -> None:
     """The line is what the frontend shows of the hook, as of an error of setuptools."""
     write_project(tree)
-    value = value.format(tree=tree)
     call = (
         "from pyproject_hooks import BuildBackendHookCaller\n"
         f"BuildBackendHookCaller('.', {BACKEND!r}).get_requires_for_build_wheel()"
     )
+    no_directory = tmp_path / "a file"
+    no_directory.touch()
+    environ = {
+        "time": {"SOURCE_TREE_LOCK_TIMEOUT": "0"},
+        "directory": {"SOURCE_TREE_LOCK_DIR": str(no_directory)},
+        "relative": {"SOURCE_TREE_LOCK_DIR": "a/b"},
+    }[why]
     with held_elsewhere(tree) as holder:
         ended = subprocess.run(
             [sys.executable, "-c", call],
             cwd=tree,
-            env={**os.environ, f"SOURCE_TREE_LOCK_{variable}": value},
+            env={**os.environ, **environ},
             capture_output=True,
             text=True,
             timeout=LIMIT,
@@ -148,32 +204,56 @@ def test_a_hook_that_cannot_get_in_says_so_in_one_line_without_a_traceback(
     of_hook = ended.stderr.partition("Traceback")[0]  # that of pyproject_hooks, in this process
     [line] = of_hook.splitlines()
     assert line.startswith("source-tree-lock: ")
-    if variable == "TIMEOUT":
+    if why == "time":
         assert f"for source tree '{tree}', held by " in line
         assert f"(pid {holder.pid})" in line
     else:
-        assert value in line
+        assert ("'a/b'" if why == "relative" else str(no_directory)) in line
 
 
-def test_a_backend_that_lives_on_as_toxs_does_holds_the_tree_for_each_hook_only(
+def test_toxs_persistent_backend_holds_the_tree_for_a_hook_not_for_its_life(
     tree: Path, tmp_path: Path
 ) -> None:
+    """pyproject_api's own backend process, which tox keeps, and which calls by keyword."""
     witness = Witness(tree)
     write_project(tree, witness.setup)
-    script = f"""
-    import sys, {BACKEND} as backend
-    out = sys.argv[1]
-    for hook in "sdist", "wheel":
-        keywords = {{f"{{hook}}_directory": out, "config_settings": None}}
-        getattr(backend, f"build_{{hook}}")(**keywords)
-        tell("built")
-        heard()
-    """
-    with Child(script, tmp_path, cwd=tree) as child:
-        for count in (1, 2):
-            while child.line() != "built":
-                pass
-            assert is_free(source_tree_lock(tree).lock_file)
+    lock_file = source_tree_lock(tree).lock_file
+    backend = Path(pyproject_api.__file__).with_name("_backend.py")
+    calls: list[tuple[str, dict[str, object]]] = [
+        ("get_requires_for_build_wheel", {"config_settings": None}),
+        (
+            "prepare_metadata_for_build_wheel",
+            {"metadata_directory": str(tmp_path / "m"), "config_settings": None},
+        ),
+        (
+            "build_wheel",
+            {
+                "wheel_directory": str(tmp_path / "w"),
+                "config_settings": None,
+                "metadata_directory": str(tmp_path / "m"),
+            },
+        ),
+        ("build_sdist", {"sdist_directory": str(tmp_path / "s"), "config_settings": None}),
+    ]
+    (tmp_path / "m").mkdir()  # as the frontend does
+    with subprocess.Popen(
+        [sys.executable, str(backend), "True", BACKEND],
+        cwd=tree,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number, (command, keywords) in enumerate(calls):
+            result = tmp_path / f"{number}.json"
+            message = {"cmd": command, "kwargs": keywords, "result": str(result)}
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
+            while not process.stdout.readline().startswith("Backend: Wrote response"):
+                assert process.poll() is None
+            assert "return" in json.loads(result.read_text()), result.read_text()
+            assert is_free(lock_file)
             assert {line.split()[1] for line in witness.report()} == {"locked"}
-            assert len(archives(tmp_path)) == count
-            child.say()
+        process.kill()
+    assert [path.suffix for path in archives(tmp_path / "w")] == [".whl"]
