@@ -13,8 +13,9 @@ R = TypeVar("R")
 
 def _is_function(value: object) -> bool:
     # Descriptors, such as `functools.cached_property`, are routines too, but cannot be called.
-    is_routine = inspect.isroutine(value) or isinstance(value, functools.partial)
-    return is_routine and callable(value) and not isinstance(value, staticmethod)
+    if not callable(value) or isinstance(value, staticmethod):
+        return False
+    return inspect.isroutine(value) or isinstance(value, functools.partial)
 
 
 def decorate(

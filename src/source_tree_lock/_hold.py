@@ -202,7 +202,7 @@ def environ_of(owner: Owner) -> dict[str, str]:
     with guard:
         import json  # imported only to hand over: it takes longer than an entry
 
-    entries = {}
+    entries: dict[str, object] = {}
     with suppress(ValueError, TypeError, LookupError, RecursionError):
         for each in json.loads(os.environ[HELD_VARIABLE]):
             entries[str((each["tree"], each["level"]))] = each

@@ -172,7 +172,8 @@ _MORTAL = ("setpriv", "--pdeathsig", "KILL")
 
 def _lists(directory: Path) -> bool:
     with suppress(OSError):
-        return os.listdir(directory) is not None
+        os.listdir(directory)
+        return True
     return False
 
 
