@@ -70,7 +70,7 @@ class Entry:
         outer: the hold of an ancestor that this entry is inside of.
         looks_for_outer: whether to look for one before the next wait.
         blocked_by: the lock that somebody else holds; ``None`` if there is no queue for it.
-        blocked_below: path of the lock file of an inner hold that lasts.
+        blocked_below: path of the lock file of an inner hold that somebody is still inside of.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Entry:
         if _reports:
             self.reports.pop(self.hold.tree.identity, None)
         if self._waiting is not None:
-            self._waiting.end()
+            self._waiting.report_end()
         return True
 
     def _steps(self) -> Generator[Pause, None, None]:
@@ -160,13 +160,13 @@ class Entry:
                 if self._is_in_place(tree):
                     return self._register(tree)
                 self.outer, self.looks_for_outer = None, True
-            elif not self.looks_for_outer or not self.find_outer():
+            elif not (self.looks_for_outer and self.find_outer()):
                 return False
-            self.close()
+            self.close()  # and start over, maybe inside the hold of an ancestor
         raise _paths.replaced_too_often(self.lock_file)
 
     def _try_locks(self, tree: Tree, place: Place) -> bool:
-        """Take the lock file and the tree, and check that nobody is inside a hold that is over."""
+        """Take the lock file and the tree without waiting; false if somebody is in the way."""
         self.blocked_by = self.blocked_below = None
         if not self._try_file(place):
             return False
@@ -208,9 +208,10 @@ class Entry:
             raise unavailable(error, place.path, REFUSED) from error
 
     def _is_free_below(self) -> bool:
-        """Whether nobody is inside a hold that was handed over and has ended since.
+        """Whether no lock file of an inner hold is locked.
 
-        A child whose parent was killed goes on inside the parent's hold, by a lock of its own.
+        A child whose parent was killed, or has left, is still inside the parent's hold, and holds
+        the lock file of that level only.
         """
         if self.file is None:
             return True

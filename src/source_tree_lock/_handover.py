@@ -26,8 +26,8 @@ class Outer(NamedTuple):
 
     Attributes:
         tree: device and inode of the source tree.
-        base: path of the lock file of the outermost hold; ``None`` where nobody can have it.
-        level: how many holds this one is inside of.
+        base: path of the lock file of the outermost hold; ``None`` if that has no lock file.
+        level: 0 for the outermost hold of a tree, 1 for a hold inside that one, and so on.
         pid: its holder.
         token: what the record in its lock file says while it lasts; empty if there is no record.
         has_tree: whether the tree itself is locked, which uv does not do.
@@ -60,8 +60,8 @@ class Outer(NamedTuple):
     def lasts(self) -> bool:
         """Whether this hold has not ended.
 
-        Its record, which has the token, counts, unless the kernel names another holder. Where no
-        record can be read, the kernel has to name the holder.
+        If a record can be read, it has to have the token of this hold, and the kernel must not name
+        another holder. If none can be read, the kernel has to name the holder of this hold.
         """
         directory = _proc.identity_at(os.path.dirname(self.base or ""))
         if self.directory is not None and directory != self.directory:
@@ -84,7 +84,7 @@ class Outer(NamedTuple):
 
 
 def find_outer(tree: Identity, place: Place) -> Outer | None:
-    """The innermost hold of an ancestor on a tree that this process is inside of.
+    """The innermost hold on a tree that an ancestor has handed to this process.
 
     Args:
         tree: device and inode of the tree.

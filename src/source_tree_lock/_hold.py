@@ -96,9 +96,9 @@ class Hold:
     Attributes:
         owner: who entered.
         tree: the tree, with its kernel lock.
-        file: the lock file with its kernel lock; ``None`` where nobody can have it.
-        base: path of the lock file of the outermost hold; ``None`` where nobody can have it.
-        level: how many holds this one is inside of.
+        file: the lock file with its kernel lock; ``None`` if the tree alone is locked.
+        base: path of the lock file of the outermost hold; ``None`` if that has no lock file.
+        level: 0 for the outermost hold of a tree, 1 for a hold inside that one, and so on.
         outer: the hold of an ancestor that this one is inside of.
         entries: those of its owner that were not left. A set, because leaving may be interrupted
             and repeated.

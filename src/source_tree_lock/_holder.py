@@ -12,7 +12,7 @@ from ._system import host_name, user_id, user_name
 if TYPE_CHECKING:
     from logging import Logger
 
-# Names are shown to people and written without quoting: a terminal obeys none of these letters.
+# Names consist of these only: none of them controls a terminal, or needs quoting in JSON.
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
 LONGEST_NAME = 64
 

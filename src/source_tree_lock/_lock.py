@@ -385,9 +385,10 @@ source_tree_lock = SourceTreeLock
 
 
 class LockForChildren(SourceTreeLock):
-    """A lock whose holder does nothing in the tree but wait for its children.
+    """A lock whose holder does nothing in the tree but wait for its child processes.
 
-    Its record says so. On Linux, a child that was not handed the hold believes that.
+    Its record says so. On Linux, that hands the hold to child processes that have another
+    environment, too.
     """
 
     _for_children = True

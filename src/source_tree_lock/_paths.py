@@ -35,8 +35,8 @@ LOCK_DIR_VARIABLE = "SOURCE_TREE_LOCK_DIR"
 RESTARTS = 100
 
 _NAME = "uv-setuptools-%s.lock"
-#: In no file name, on any system: Windows' "Naming Files, Paths, and Namespaces", and NAME_MAX
-#: (less a few letters, for the lock files of inner holds).
+#: Not allowed in a file name on one system or another (Windows' "Naming Files, Paths, and
+#: Namespaces"), and NAME_MAX, less a few letters for the lock files of inner holds.
 _NOT_IN_NAMES = frozenset('/\\\0:*?"<>|')
 _LONGEST_NAME = 250
 _CREATE = READ_WRITE | os.O_CREAT | os.O_EXCL
@@ -367,8 +367,7 @@ def is_locked(path: str) -> bool:
     """Whether somebody has locked the lock file at a path. If not, it is locked for an instant.
 
     Raises:
-        LockUnavailable: it cannot be opened.
-        OSError: the kernel refuses to lock it.
+        LockUnavailable: it cannot be opened, or the kernel refuses to lock it.
     """
     try:
         lock = _open_existing(path)
@@ -378,6 +377,8 @@ def is_locked(path: str) -> bool:
         raise unavailable(error, path, errors.OPEN_LOCK_FILE) from error
     try:
         return not try_lock(lock)
+    except OSError as error:
+        raise unavailable(error, path, errors.REFUSED) from error
     finally:
         lock.close()
 

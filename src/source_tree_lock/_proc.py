@@ -17,7 +17,7 @@ from . import _system
 from ._holder import LETTERS, LONGEST_NAME, Holder, as_name, this_host
 from ._kernel_lock import Identity, guard, identity_of, leads_to
 from ._paths import inner_lock_files, is_locked, open_tree
-from ._record import SIZE, place, read
+from ._record import SIZE, pid_scope, read
 from ._system import DIRECTORY, PROC
 from .errors import LockUnavailable, unavailable
 
@@ -116,7 +116,7 @@ def read_record(path: str) -> Record | None:
     if not isinstance(since, float) or not 0 <= since <= time.time() + 2:  # clocks differ
         since = None
     with guard:
-        here = place(os.getpid())
+        here = pid_scope(os.getpid())
     is_local = (host, boot or "", found.get("pid_namespace")) == here
     is_of_this_boot = boot == here[1] if here[1] else host == here[0]
     if user is not None:

@@ -99,7 +99,7 @@ def write_marks(lock_file: str, marks: bytes) -> None:
 @cache
 def _own_fields(pid: int) -> str:
     """The fields that are the same in all records of a process; none of them needs quoting."""
-    host, boot, namespace = place(pid)
+    host, boot, namespace = pid_scope(pid)
     return (
         f'"pid": {pid}, "host": "{host}", "boot": "{boot}", "pid_namespace": {namespace}, '
         f'"user": "{as_name(user_id())}", "program": "{_program()}"'
@@ -107,7 +107,7 @@ def _own_fields(pid: int) -> str:
 
 
 @cache
-def place(_: int) -> tuple[str, str, int]:
+def pid_scope(_: int) -> tuple[str, str, int]:
     """Host, boot and pid namespace of a process: where they are the same, so are pids."""
     boot, namespace = "", 0  # on systems without
     with suppress(OSError), open(f"{PROC}/sys/kernel/random/boot_id", "rb") as file:

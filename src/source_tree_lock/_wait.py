@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 #: How often `while_waiting` is called, in seconds.
 TICK = 0.25
-#: How long a wait lasts before it is checked whether it can end, in seconds. The next check is when
-#: the wait is twice as long: what closes a circle may be a program that never checks.
+#: How long a wait lasts before the first check whether it can end, in seconds. It is checked again
+#: each time it is twice as long: a program that does not check may close a circle later.
 CHECK_AFTER = 1.0
 #: How long a wait without callbacks lasts before a warning says who holds the tree, in seconds.
 WARN_AFTER = 10.0
@@ -151,7 +151,7 @@ class Waiting:
         with guard:
             _deadlocks.waiting.discard(self._entry)
 
-    def end(self) -> None:
+    def report_end(self) -> None:
         """The tree is held: report that the wait is over."""
         if self._entry.request.after_wait is not None:
             self._entry.request.after_wait(self._wait())

@@ -191,7 +191,7 @@ _ENTER_AS_IF_HANDED_OVER = """
     os.environ["SOURCE_TREE_LOCK_HELD"] = json.dumps([hold])
     # The record's host is of another boot, which two namespaces of one machine cannot be.
     from source_tree_lock import _record
-    _record.place = lambda _: ("host2", "another-boot", 0)
+    _record.pid_scope = lambda _: ("host2", "another-boot", 0)
     try:
         with source_tree_lock(sys.argv[1], timeout=0.5):
             tell("inside")
