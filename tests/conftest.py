@@ -19,7 +19,6 @@ ON_WINDOWS = frozenset(
     for name in (
         "paths/test_digest.py",
         "system/test_windows.py",
-        "test_structure.py",
     )
 )
 
