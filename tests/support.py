@@ -22,7 +22,7 @@ from typing_extensions import Self
 from source_tree_lock import SourceTreeLock, source_tree_lock
 
 #: Longer than anything takes on a loaded machine: only a deadlock lasts this long, in seconds.
-LIMIT = 60.0
+LIMIT = 120.0
 
 #: A child's script that holds a tree until it is told to let go. Arguments: the tree.
 HOLD = """

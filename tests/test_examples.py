@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -94,10 +95,8 @@ def test_several_trees_are_taken_in_one_order_whatever_order_they_are_named_in(
 ) -> None:
     """One process waits for the second tree; the other, for the first, and holds nothing."""
     one, two = trees = make_trees(tmp_path, one="", two="")
-    build = (
-        f"{sys.executable} {EXAMPLES / 'frontend_build.py'}"  # lets itself in by the environment
-    )
-    command = " && ".join(f"{build} {tree} {tree / 'dist'}" for tree in trees)
+    frontend = [sys.executable, str(EXAMPLES / "frontend_build.py")]  # is handed the holds
+    command = " && ".join(shlex.join([*frontend, str(tree), str(tree / "dist")]) for tree in trees)
     with held_elsewhere(two) as holder:
         first = example("several_trees.py", command, one, two)
         wait_until(lambda: is_awaited(two))

@@ -118,23 +118,25 @@ def _held_by_ancestors(tree: Identity, place: Place) -> Iterator[Outer]:
     """Holds of ancestors on behalf of their children, by the kernel's list or their records."""
     name = os.path.basename(place.path)
     pattern = re.compile(rf"{re.escape(name.removesuffix('.lock'))}(?:\.(\d+))?\.lock")
+    ancestors = _proc.ancestry()[1:]
+    paths = {place.path, *inner_lock_files(place.path, 1)}
     holders = {each.pid for each in _proc.flocks() if not each.is_waiting}
-    own = {place.path, *inner_lock_files(place.path, 1)}
-    for pid in _proc.ancestry()[1:]:
-        # Its temp directory may be another one: the file that counts is the one that it has open.
-        theirs = [path for _, path in _proc.open_paths(pid)] if pid in holders else []
-        for path in own.union(theirs):
-            match = pattern.fullmatch(os.path.basename(path))
-            if match is None or _holder_of(path) != pid:
-                continue
-            level = int(match[1] or 0)
-            base = os.path.join(os.path.dirname(path), name)
-            record = _proc.read_record(path)
-            if record is not None and record.holder.pid == pid and record.for_children:
-                yield Outer(tree, base, level, pid, record.token)
-            elif level == 0 and _proc.program_of(pid) == "uv" and _proc.runs_us_in(pid, tree):
-                # uv hands nothing over, but it locks the tree on behalf of the hook.
-                yield Outer(tree, base, level, pid, "", has_tree=False)
+    for ancestor in holders.intersection(ancestors):
+        # Its temporary directory may be another one, so the lock file that it has open counts.
+        paths.update(path for _, path in _proc.open_paths(ancestor))
+    for path in paths:
+        match = pattern.fullmatch(os.path.basename(path))
+        pid = None if match is None else _holder_of(path)
+        if match is None or pid is None or pid not in ancestors:
+            continue
+        level = int(match[1] or 0)
+        base = os.path.join(os.path.dirname(path), name)
+        record = _proc.read_record(path)
+        if record is not None and record.holder.pid == pid and record.for_children:
+            yield Outer(tree, base, level, pid, record.token)
+        elif level == 0 and _proc.program_of(pid) == "uv" and _proc.runs_us_in(pid, tree):
+            # uv hands nothing over, but it locks the tree on behalf of the hook.
+            yield Outer(tree, base, level, pid, "", has_tree=False)
 
 
 def _holder_of(path: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -312,6 +313,7 @@ def test_what_locks_the_tree_inside_of_the_command_does_not_wait_for_its_wrapper
     assert both_free(tree)
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
 def test_make_with_four_jobs_builds_one_tree_four_times_below_run(
     tree: Path, tmp_path: Path, long_run: bool
 ) -> None:
