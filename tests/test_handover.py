@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -515,6 +516,30 @@ def test_a_handed_hold_is_believed_from_a_namespace(options: str, tree: Path) ->
         assert not is_let_in(tree, {}, prefix=prefix)
         with held_elsewhere(tree, environ=lock.environ):
             assert not is_let_in(tree, lock.environ, prefix=prefix), "siblings take turns"
+
+
+def test_a_child_with_a_temporary_directory_of_its_own_at_the_same_path_is_kept_out(
+    tree: Path, temp_dir: Path
+) -> None:
+    # Siblings would not see each other's lock files there.
+    private = ("sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(temp_dir))
+    prefix = (*unshared("--mount"), *private)
+    with source_tree_lock(tree) as lock:
+        assert not is_let_in(tree, lock.environ, prefix=prefix)
+        assert is_let_in(tree, lock.environ)
+
+
+def test_another_thread_waits_for_a_hold_that_its_own_process_hands_over(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with source_tree_lock(tree) as lock:
+        monkeypatch.setenv(VARIABLE, lock.environ[VARIABLE])  # as the backend does for a setup.py
+        with ThreadPoolExecutor(1) as pool:
+            other = source_tree_lock(tree)
+            assert not pool.submit(other.acquire, timeout=0.1).result()
+            assert is_let_in(tree, lock.environ), "the other thread is not in the way of a child"
+    with source_tree_lock(tree, timeout=LIMIT):
+        pass
 
 
 def test_where_the_levels_lock_file_cannot_be_made_a_child_is_refused(
