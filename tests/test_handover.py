@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -532,14 +533,21 @@ def test_a_child_with_a_temporary_directory_of_its_own_at_the_same_path_is_kept_
 def test_another_thread_waits_for_a_hold_that_its_own_process_hands_over(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with source_tree_lock(tree) as lock:
-        monkeypatch.setenv(VARIABLE, lock.environ[VARIABLE])  # as the backend does for a setup.py
-        with ThreadPoolExecutor(1) as pool:
-            other = source_tree_lock(tree)
-            assert not pool.submit(other.acquire, timeout=0.1).result()
+    waits = threading.Event()
+
+    def enter() -> bool:
+        with source_tree_lock(tree, timeout=LIMIT, on_wait=lambda _: waits.set()) as other:
+            return other.is_owner()
+
+    with ThreadPoolExecutor(1) as pool:
+        with source_tree_lock(tree) as lock:
+            # As the backend does for a setup.py.
+            monkeypatch.setenv(VARIABLE, lock.environ[VARIABLE])
+            entered = pool.submit(enter)
+            assert waits.wait(LIMIT)
             assert is_let_in(tree, lock.environ), "the other thread is not in the way of a child"
-    with source_tree_lock(tree, timeout=LIMIT):
-        pass
+            assert not entered.done()
+        assert entered.result(LIMIT)
 
 
 def test_where_the_levels_lock_file_cannot_be_made_a_child_is_refused(
