@@ -43,13 +43,17 @@ before = left()
 # A signal handler runs between two byte codes. Here, an error comes before each line of the library
 # in turn; by the clock, the machine's load would choose the lines. An interruption of an entry or
 # exit may leave the tree held until the lock object is released or dropped, as with every lock of
-# Python: then it is released here.
+# Python: then it is released here. A line that starts with `with` is left out: it is traced once more
+# before `__exit__` is called, where no signal handler runs, and an error there skips `__exit__`.
 _INTERRUPTED = """
+import linecache
+
 def interrupt(frame, event, argument):
     global lines
     if event == "call" and "source_tree_lock" not in frame.f_code.co_filename:
         return None
-    if event == "line":
+    code = linecache.getline(frame.f_code.co_filename, frame.f_lineno).split()
+    if event == "line" and code[:1] != ["with"]:
         lines -= 1
         if lines == 0:
             where.append(frame.f_code.co_name)
