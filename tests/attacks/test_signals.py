@@ -43,8 +43,8 @@ before = left()
 # A signal handler runs between two byte codes. Here, an error comes before each line of the library
 # in turn; by the clock, the machine's load would choose the lines. An interruption of an entry or
 # exit may leave the tree held until the lock object is released or dropped, as with every lock of
-# Python: then it is released here. A line that starts with `with` is left out: it is traced once more
-# before `__exit__` is called, where no signal handler runs, and an error there skips `__exit__`.
+# Python: then it is released here. A line that starts with `with` is left out: it is traced once
+# more before `__exit__` is called, where no signal handler runs; an error there would skip it.
 _INTERRUPTED = """
 import linecache
 
