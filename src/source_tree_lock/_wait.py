@@ -40,6 +40,7 @@ _LONGEST_NAP = 0.05
 _LONGEST_PAUSE = 1.0
 #: The longest time between two attempts of one wait, in seconds.
 _LONGEST_GAP = 10.0
+_NEVER = float("inf")
 
 
 class Nap:
@@ -69,9 +70,10 @@ class Report:
         holder: who held the tree when the wait began.
         callbacks: those of the wait.
         started: when that was, by `time.monotonic`.
-        next_tick: when `while_waiting` is due.
+        next_tick: when `while_waiting` is due; infinite if there is none.
         next_check: when it is due to check whether the wait can end.
-        is_warned: whether a warning said who holds the tree.
+        next_warning: when a warning is due that says who holds the tree; infinite if there are
+            callbacks, or it has been given.
         is_deadlock_warned: whether a warning said that the wait may never end.
         ended: when the last attempt ended.
     """
@@ -80,9 +82,9 @@ class Report:
         self.holder: Holder | None = None
         self.callbacks = request.callbacks()
         self.started = started
-        self.next_tick = started + TICK
+        self.next_tick = _NEVER if request.while_waiting is None else started + TICK
         self.next_check = started + CHECK_AFTER
-        self.is_warned = False
+        self.next_warning = _NEVER if any(self.callbacks) else started + WARN_AFTER
         self.is_deadlock_warned = False
         self.ended = started
 
@@ -205,14 +207,9 @@ class Waiting:
     def _seconds(self, longest: float) -> float:
         """Seconds until something is due, ``longest`` at most."""
         entry, report = self._entry, self._report
-        due = [report.next_check]
-        if entry.request.while_waiting is not None:
-            due.append(report.next_tick)
-        if not any(entry.request.callbacks()) and not report.is_warned:
-            due.append(report.started + WARN_AFTER)
-        if entry.deadline is not None:
-            due.append(entry.deadline)
-        return min(longest, max(0.0, min(due) - time.monotonic()))
+        deadline = _NEVER if entry.deadline is None else entry.deadline
+        due = min(report.next_check, report.next_tick, report.next_warning, deadline)
+        return min(longest, max(0.0, due - time.monotonic()))
 
     def _do_what_is_due(self) -> bool:
         """Do what is due; whether to try again.
@@ -230,12 +227,8 @@ class Waiting:
             tree = self._entry.tree
             is_elsewhere = tree is not None and not tree.is_in_place()
             tries_again = self._entry.find_outer() or is_elsewhere
-        if (
-            not any(request.callbacks())
-            and not report.is_warned
-            and now - report.started >= WARN_AFTER
-        ):
-            report.is_warned = True
+        if now >= report.next_warning:
+            report.next_warning = _NEVER
             self._holder = self._find_holder()
             logger().warning("%s", self._wait())
         if request.while_waiting is not None and now >= report.next_tick:
