@@ -96,7 +96,7 @@ class Wait:
         return f"<Wait: {self}>"
 
     def __str__(self) -> str:
-        return self._sentence(self.tree if self.tree.isprintable() else ascii(self.tree))
+        return self._sentence(printable(self.tree))
 
     def fit(self, columns: int) -> str:
         """The same sentence in at most ``columns`` letters: the path is shortened from the left."""
@@ -112,6 +112,16 @@ class Wait:
         name = "an unknown process" if holder is None else holder.name
         stopped = ", which is stopped," if holder is not None and holder.is_stopped else ""
         return f"waiting {so_far}for {name}{stopped} to leave {tree}"
+
+
+def acquired(wait: Wait) -> str:
+    """The sentence that a wait is over, since the tree is held."""
+    return f"acquired {printable(wait.tree)} after {in_words(wait.waited)}"
+
+
+def printable(text: str) -> str:
+    """The text, escaped if it could control a terminal."""
+    return text if text.isprintable() else ascii(text)
 
 
 def in_words(seconds: float) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import suppress
 
-from .._holder import Wait, in_words, logger
+from .._holder import Wait, acquired, logger
 
 PROGRAM = "source-tree-lock"
 
@@ -43,11 +43,6 @@ def _write(text: str) -> None:
         sys.stderr = None
 
 
-def printable(text: str) -> str:
-    """Return the text, escaped if it could control a terminal."""
-    return text if text.isprintable() else ascii(text)
-
-
 class WaitOutput(logging.Handler):
     """Shows on stderr that `run` waits, and for which process.
 
@@ -81,7 +76,7 @@ class WaitOutput(logging.Handler):
         """Show that a wait is over: `after_wait` of the lock."""
         self.clear()
         if self._due:
-            say(f"acquired {printable(wait.tree)} after {in_words(wait.waited)}")
+            say(acquired(wait))
 
     def clear(self) -> None:
         """Take back the text in the terminal."""

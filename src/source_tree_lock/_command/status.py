@@ -10,10 +10,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from .._holder import printable
 from .._lock import SourceTreeLock
 from .._proc import flocks, identity_at, key_of, program_of, working_directory_of
 from .._system import END_COMMAND, user_id, user_name
-from .output import HELD, printable
+from .output import HELD
 
 if TYPE_CHECKING:
     from argparse import Namespace

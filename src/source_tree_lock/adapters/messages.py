@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from .. import LockOptions, Wait
-from .._holder import in_words, logger
+from .._holder import acquired, logger
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -52,7 +52,7 @@ def report_waits(options: LockOptions, say: Say | None) -> LockOptions:
             on_wait(wait)
 
     def report_end(wait: Wait) -> None:
-        say(f"acquired {wait.tree} after {in_words(wait.waited)}")
+        say(acquired(wait))
         if after_wait is not None:
             after_wait(wait)
 
