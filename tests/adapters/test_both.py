@@ -118,6 +118,22 @@ def test_all_that_the_library_says_goes_where_one_argument_says(
     assert [each.getMessage() for each in caplog.records] == ["of others"]
 
 
+@either
+def test_no_path_controls_the_terminal_in_which_a_message_is_shown(
+    run_hook: RunHook, tmp_path: Path
+) -> None:
+    tree = tmp_path / "red \033[31m\n"
+    tree.mkdir()
+    said: list[str] = []
+    with held_elsewhere(tree) as holder:
+        run_hook(tree, lambda: None, say=said.append, on_wait=lambda _: holder.say())
+    start, end = said
+    assert (start[:8], end[:8]) == ("waiting ", "acquired")
+    for each in said:
+        assert "red \\x1b[31m\\n" in each
+        assert each.isprintable()
+
+
 # What a hook starts
 
 #: A child of a hook: fails if another one is inside at the same time.
