@@ -118,11 +118,13 @@ def test_a_wait_for_an_ancestor_that_did_not_hand_over_is_warned_of_and_goes_on(
 @linux_only
 def test_of_flock_1_as_an_ancestor_the_warning_says_what_to_write_instead(tree: Path) -> None:
     lock_file = source_tree_lock(tree).lock_file
-    with Child(WAIT, tree, prefix=("flock", str(lock_file))) as flock:
+    with Child(WAIT, tree, prefix=("flock", "--close", str(lock_file))) as flock:
         assert flock.line().startswith("INFO ")
         warning = flock.line()
         assert f"flock (pid {flock.pid})" in warning
         assert "write `source-tree-lock run TREE -- COMMAND...` instead" in warning
+        flock.kill()  # its child goes on, and does not inherit the lock
+        assert "entered" in flock.rest()
 
 
 def test_other_waits_are_not_warned_of(tree: Path) -> None:
