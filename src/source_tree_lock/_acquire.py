@@ -21,7 +21,7 @@ from ._holder import Wait, is_info_logged
 from ._kernel_lock import Identity, KernelLock, guard, in_child
 from ._paths import AnyPath, Digest, Place, Tree
 from ._record import blank_record, write_record
-from .errors import REFUSED, LockTimeout, LockUnavailable, NoLockFile, unavailable
+from .errors import LockTimeout, NoLockFile
 
 if TYPE_CHECKING:
     from ._handover import Outer
@@ -62,7 +62,7 @@ class Entry:
         owner: who enters.
         is_async: whether it waits in a task, and not in its thread.
         started: when it began, by `time.monotonic`.
-        deadline: when its time is up; ``None`` if it has no limit.
+        deadline: when its time is up; infinite if it has no limit.
         hold: what was entered, once it was.
         tree: the tree to which the path led last.
         place: where the lock file is.
@@ -81,7 +81,7 @@ class Entry:
         self.owner = Owner()
         self.is_async = is_async
         self.started = time.monotonic()
-        self.deadline = None if seconds is None else self.started + seconds
+        self.deadline = self.started + (float("inf") if seconds is None else seconds)
         self.hold: Hold | None = None
         self.tree: Tree | None = None
         self.place: Place | None = None
@@ -131,6 +131,7 @@ class Entry:
                     with guard:
                         from ._wait import Waiting
                     self._waiting = Waiting(self)
+                    self._waiting.begin()
                 yield from self._waiting.pauses()
         finally:
             if self._waiting is not None:
@@ -202,10 +203,6 @@ class Entry:
             return True
         except BlockingIOError:
             return False  # another process has a lease on it, and is asked to give it back
-        except LockUnavailable:
-            raise
-        except OSError as error:
-            raise unavailable(error, place.path, REFUSED) from error
 
     def _is_free_below(self) -> bool:
         """Whether no lock file of an inner hold is locked.
@@ -250,7 +247,7 @@ class Entry:
 
     def is_time_up(self) -> bool:
         """Whether the time is up."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        return time.monotonic() >= self.deadline
 
     @property
     def reports(self) -> dict[Identity, Report]:

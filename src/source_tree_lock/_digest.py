@@ -80,12 +80,8 @@ def _word(number: int) -> bytes:
 
 def _sea_hash(data: bytes) -> int:
     """SeaHash with the four seeds of the ``seahash`` crate, version 4."""
-    a, b, c, d = (
-        0x16F11FE89B0D677C,
-        0xB480A793D8E6C86C,
-        0x6FE2E5AAF078EBC9,
-        0x14F994A4C5259381,
-    )
+    a, b = 0x16F11FE89B0D677C, 0xB480A793D8E6C86C
+    c, d = 0x6FE2E5AAF078EBC9, 0x14F994A4C5259381
     for start in range(0, len(data), 8):
         word = int.from_bytes(data[start : start + 8], "little")
         a, b, c, d = b, c, d, _diffuse(a ^ word)

@@ -127,9 +127,6 @@ class KernelLock:
     def __del__(self) -> None:
         self.close()
 
-    def __reduce__(self) -> str:
-        raise TypeError(f"a kernel lock cannot be copied or pickled: {self.path!r}")
-
 
 # Forks
 

@@ -42,6 +42,8 @@ _LONGEST_NAME = 250
 _CREATE = READ_WRITE | os.O_CREAT | os.O_EXCL
 #: These say nothing about the directory: another process may well be able to make the file.
 _OUR_OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+#: There is no file, nor can there be one at this path.
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 # The source tree
@@ -70,6 +72,7 @@ class Tree:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             self.identity: Identity = (status.st_dev, status.st_ino)
         else:
+            self.lock.path = self.path  # for errors: that which was given may be relative
             self.identity = self.lock.identity
         self._given = given
 
@@ -83,9 +86,9 @@ class Tree:
             return True
         try:
             return try_lock(self.lock)
-        except OSError as error:
+        except LockUnavailable as error:
             if not is_unsupported(error):
-                raise unavailable(error, self.path, errors.REFUSED) from error
+                raise
         self.close()
         self.lock = None
         return True
@@ -248,8 +251,7 @@ def open_lock_file(place: Place) -> KernelLock:
             raise
         except OSError as error:
             # There is a file, by the error, or it cannot be known that there is none.
-            is_missing = error.errno in (errno.ENOTDIR, errno.ENAMETOOLONG)
-            raise _unavailable(place, error, is_missing=is_missing) from error
+            raise _unavailable(place, error, is_missing=error.errno in _NO_FILE) from error
         try:
             _create(place.path)
         except FileExistsError:
@@ -262,8 +264,7 @@ def open_lock_file(place: Place) -> KernelLock:
                 os.makedirs(directory)
             except OSError as error:
                 # What existed may be gone by now; then try again.
-                is_gone = isinstance(error, FileExistsError) and not os.path.isfile(directory)
-                if not is_gone or os.path.islink(directory):
+                if not isinstance(error, FileExistsError) or os.path.islink(directory):
                     raise _unavailable(place, error, is_missing=True) from error
     raise replaced_too_often(place.path)
 
@@ -353,14 +354,14 @@ def try_lock(lock: KernelLock) -> bool:
     """Take a lock if it is free. Only on SMB does EACCES mean that somebody holds it.
 
     Raises:
-        OSError: the kernel refuses.
+        LockUnavailable: the kernel refuses.
     """
     try:
         return lock.try_lock()
-    except PermissionError:
-        if not is_smb(lock):
-            raise
-    return False
+    except OSError as error:
+        if isinstance(error, PermissionError) and is_smb(lock):
+            return False
+        raise unavailable(error, lock.path, errors.REFUSED) from error
 
 
 def is_locked(path: str) -> bool:
@@ -371,14 +372,12 @@ def is_locked(path: str) -> bool:
     """
     try:
         lock = _open_existing(path)
-    except (BlockingIOError, FileNotFoundError):
-        return False  # a lease is no lock; it was removed just now
     except OSError as error:
+        if error.errno in _NO_FILE or isinstance(error, BlockingIOError):
+            return False  # a lease is no lock
         raise unavailable(error, path, errors.OPEN_LOCK_FILE) from error
     try:
         return not try_lock(lock)
-    except OSError as error:
-        raise unavailable(error, path, errors.REFUSED) from error
     finally:
         lock.close()
 

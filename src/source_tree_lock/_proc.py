@@ -5,7 +5,6 @@ Where there is no /proc, less is known; nothing here fails because of that.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -15,11 +14,10 @@ from typing import NamedTuple
 
 from . import _system
 from ._holder import LETTERS, LONGEST_NAME, Holder, as_name, this_host
-from ._kernel_lock import Identity, guard, identity_of, leads_to
+from ._kernel_lock import Identity, guard, identity_of
 from ._paths import inner_lock_files, is_locked, open_tree
 from ._record import SIZE, pid_scope, read
-from ._system import DIRECTORY, PROC
-from .errors import LockUnavailable, unavailable
+from ._system import PROC
 
 #: Device and inode as the kernel writes them.
 Key = bytes
@@ -168,8 +166,6 @@ def is_tree_held(lock_file: str, tree: str) -> bool:
     """
     if any(map(is_held, (lock_file, *inner_lock_files(lock_file, 1)))):
         return True
-    if DIRECTORY is None:
-        return False
     if kernel_holders(identity_at(tree)) != [None]:
         return True
     found = open_tree(tree)
@@ -187,21 +183,13 @@ def is_held(path: str) -> bool:
     Raises:
         LockUnavailable: it exists, and cannot be opened or locked.
     """
-    try:
-        found = identity_of(leads_to(path, os.lstat))
-        return found is not None and (kernel_holders(found) != [None] or is_locked(path))
-    except LockUnavailable:
-        raise
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return False  # there can be none
-        raise unavailable(error, path, "cannot determine whether it is locked") from error
+    return kernel_holders(identity_at(path)) != [None] or is_locked(path)
 
 
 def identity_at(path: str) -> Identity | None:
     """Device and inode of what is at a path itself; ``None`` where that cannot be seen."""
     with suppress(OSError, ValueError):
-        return identity_of(leads_to(path, os.lstat))
+        return identity_of(os.lstat(path))
     return None
 
 

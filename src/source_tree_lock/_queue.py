@@ -177,34 +177,33 @@ class Queue:
         """The lock, once it is granted and in place."""
         restarts = 0
         while restarts < RESTARTS:
+            is_in_place = False
             try:
                 lock = self._open_lock()
+                with guard:
+                    self.lock = lock
+                lock.lock()
+                is_in_place = lock.is_in_place()
+                restarts += 1
             except BlockingIOError:  # a lease, which will be given back
                 time.sleep(_LOOK_EVERY)
-                continue
             except (FileNotFoundError, NotADirectoryError, LockUnavailable):
                 raise
             except OSError as error:
-                raise unavailable(error, self.path, "it cannot be opened") from error
-            with guard:
-                self.lock = lock
-            is_in_place = False
-            try:
-                lock.lock()
-                is_in_place = lock.is_in_place()
-            except LockUnavailable:
-                raise
-            except OSError as error:
-                raise unavailable(error, lock.path, REFUSED) from error
+                raise unavailable(error, self.path, REFUSED) from error
             finally:
                 if not is_in_place:
-                    with guard:  # the error keeps this frame, and so the lock
-                        self.lock = None
-                        lock.close()
+                    self._close()
             if is_in_place:
                 return lock
-            restarts += 1
         raise replaced_too_often(self.path)
+
+    def _close(self) -> None:
+        """Release the lock that the thread waits for, or was granted."""
+        with guard:
+            if self.lock is not None:
+                self.lock.close()
+            self.lock = None
 
 
 #: The queues of this process by the path of their lock.

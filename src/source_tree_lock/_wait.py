@@ -102,11 +102,9 @@ class Waiting:
         self._nap = _FIRST_NAP
         self._holder: Holder | None = None
         self._report = Report(entry.request, entry.started)
-        self._is_begun = False
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Refuse a wait that cannot end; else report it, once in a loop of short attempts."""
-        self._is_begun = True
         entry, request = self._entry, self._entry.request
         with guard:
             _deadlocks.waiting.add(entry)
@@ -126,8 +124,6 @@ class Waiting:
 
     def pauses(self) -> Generator[Pause, None, None]:
         """Give what to wait for until the next attempt, and for how long at most."""
-        if not self._is_begun:
-            self._begin()
         turn = self._new_turn()
         try:
             if turn is None or not self._join_queue(turn):
@@ -207,8 +203,7 @@ class Waiting:
     def _seconds(self, longest: float) -> float:
         """Seconds until something is due, ``longest`` at most."""
         entry, report = self._entry, self._report
-        deadline = _NEVER if entry.deadline is None else entry.deadline
-        due = min(report.next_check, report.next_tick, report.next_warning, deadline)
+        due = min(report.next_check, report.next_tick, report.next_warning, entry.deadline)
         return min(longest, max(0.0, due - time.monotonic()))
 
     def _do_what_is_due(self) -> bool:

@@ -53,6 +53,8 @@ _IS_A_LINK = (
 )
 _NOT_A_FILE = "the lock file is not a regular file; remove it"
 _NO_RIGHT = f"give the lock file mode 0666 and its directory mode 1777, or {_ELSEWHERE}"
+_NO_ACCESS = (errno.EACCES, errno.EPERM)
+_NO_DIRECTORY = (errno.ENOTDIR, errno.EEXIST)
 _TOO_MANY = dict.fromkeys((errno.EMFILE, errno.ENFILE), "close some files, or raise the limit")
 
 OPEN_LOCK_FILE = {
@@ -60,30 +62,22 @@ OPEN_LOCK_FILE = {
     **_TOO_MANY,
     **dict.fromkeys((errno.ELOOP, errno.EMLINK), _IS_A_LINK),  # the latter is FreeBSD's answer
     **dict.fromkeys((errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.EISDIR), _NOT_A_FILE),
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM), f"no permission to open the lock file; {_NO_RIGHT}"
-    ),
+    **dict.fromkeys(_NO_ACCESS, f"no permission to open the lock file; {_NO_RIGHT}"),
 }
 MAKE_LOCK_FILE = {
     0: f"the lock file cannot be made in the lock directory; {_ELSEWHERE}",
     **_TOO_MANY,
     errno.ENOENT: f"the lock directory does not exist; make it, or {_ELSEWHERE}",
-    **dict.fromkeys(
-        (errno.ENOTDIR, errno.EEXIST), f"the lock directory is not a directory; {_ELSEWHERE}"
-    ),
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM), f"no permission to make the lock file; {_NO_RIGHT}"
-    ),
+    **dict.fromkeys(_NO_DIRECTORY, f"the lock directory is not a directory; {_ELSEWHERE}"),
+    **dict.fromkeys(_NO_ACCESS, f"no permission to make the lock file; {_NO_RIGHT}"),
 }
 OPEN_TREE = {
     0: "the source tree cannot be opened",
     **_TOO_MANY,
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM),
-        "the source tree cannot be opened; give yourself the right to read it",
-    ),
+    **dict.fromkeys(_NO_ACCESS, "the source tree cannot be opened; get the right to read it"),
 }
 REFUSED = {
+    **_TOO_MANY,
     0: (
         "the file system refuses to lock it; mount it so that flock works (Lustre: -o flock), or "
         f"{_ELSEWHERE}"
