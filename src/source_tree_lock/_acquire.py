@@ -64,7 +64,7 @@ class Entry:
         started: when it began, by `time.monotonic`.
         deadline: when its time is up; infinite if it has no limit.
         hold: what was entered, once it was.
-        tree: the tree to which the path led last.
+        tree: the tree to which the path led last; set by the first attempt, as is `place`.
         place: where the lock file is.
         file: the lock file, while it is open.
         outer: the hold of an ancestor that this entry is inside of.
@@ -83,8 +83,8 @@ class Entry:
         self.started = time.monotonic()
         self.deadline = self.started + (float("inf") if seconds is None else seconds)
         self.hold: Hold | None = None
-        self.tree: Tree | None = None
-        self.place: Place | None = None
+        self.tree: Tree
+        self.place: Place
         self.file: KernelLock | None = None
         self.outer: Outer | None = None
         self.looks_for_outer = True
@@ -123,6 +123,7 @@ class Entry:
 
         However it ends, nothing stays open but what is held.
         """
+        self.tree = _paths.open_tree(self.path)
         try:
             while not self._attempt():
                 if self.is_time_up():
@@ -142,7 +143,7 @@ class Entry:
     def _attempt(self) -> bool:
         """Enter if that is possible without waiting."""
         for _ in range(_paths.RESTARTS):
-            if self.tree is None or not self.tree.is_open():
+            if not self.tree.is_open():
                 self.tree = _paths.open_tree(self.path)
             tree = self.tree
             hold = hold_of(tree.identity)
@@ -164,7 +165,7 @@ class Entry:
             elif not (self.looks_for_outer and self.find_outer()):
                 return False
             self.close()  # and start over, maybe inside the hold of an ancestor
-        raise _paths.replaced_too_often(self.lock_file)
+        raise _paths.replaced_too_often(self.place.path)
 
     def _try_locks(self, tree: Tree, place: Place) -> bool:
         """Take the lock file and the tree without waiting; false if somebody is in the way."""
@@ -255,32 +256,13 @@ class Entry:
         with guard:
             return _reports.setdefault(self.owner.who, {})
 
-    @property
-    def identity(self) -> Identity:
-        """Device and inode of the tree."""
-        assert self.tree is not None
-        return self.tree.identity
-
-    @property
-    def tree_path(self) -> str:
-        """The canonical path of the tree."""
-        assert self.tree is not None
-        return self.tree.path
-
-    @property
-    def lock_file(self) -> str:
-        """The path of the lock file."""
-        assert self.place is not None
-        return self.place.path
-
     def find_outer(self) -> bool:
         """Whether this process turns out to be inside the hold of an ancestor."""
         self.looks_for_outer = False
         if self.outer is None:
             with guard:
                 from ._handover import find_outer
-            assert self.place is not None
-            self.outer = find_outer(self.identity, self.place)
+            self.outer = find_outer(self.tree.identity, self.place)
             return self.outer is not None
         return False
 
@@ -295,8 +277,7 @@ class Entry:
 
     def close(self) -> None:
         """Close what is open and not held."""
-        if self.tree is not None:
-            self.tree.close()
+        self.tree.close()
         self._close_file()
 
     def _close_file(self) -> None:

@@ -29,8 +29,8 @@ def awaited_by(entry: Entry) -> tuple[str | None, Identity | None]:
     if entry.blocked_below is not None:
         return entry.blocked_below, None
     # While the lock file is ours, it says nothing of others.
-    file = None if entry.file is not None and entry.file.held else entry.lock_file
-    return file, None if entry.outer is not None and entry.outer.has_tree else entry.identity
+    file = None if entry.file is not None and entry.file.held else entry.place.path
+    return file, None if entry.outer is not None and entry.outer.has_tree else entry.tree.identity
 
 
 # Waits that cannot end
@@ -42,12 +42,12 @@ def refuse_endless_wait(entry: Entry, *, is_green: bool) -> None:
     Raises:
         RuntimeError: it says what to do.
     """
-    tree, owner = entry.tree_path, entry.owner
+    tree, owner = entry.tree.path, entry.owner
     hold = _hold_in_the_way(entry)
     if hold is not None and owner.may_act_for(hold.owner):
         raise RuntimeError(
             f"source tree {hold.tree.path!r}, which this thread or task holds, has the same lock "
-            f"file as {tree!r}, {entry.lock_file!r}; release it first, or give each tree a lock "
+            f"file as {tree!r}, {entry.place.path!r}; release it first, or give each tree a lock "
             "file of its own"
         )
     if is_green:
@@ -74,7 +74,7 @@ def refuse_endless_wait(entry: Entry, *, is_green: bool) -> None:
 
 def _hold_in_the_way(entry: Entry) -> Hold | None:
     """What this process holds of the tree, or of its lock file."""
-    hold, lock = hold_of(entry.identity), entry.blocked_by
+    hold, lock = hold_of(entry.tree.identity), entry.blocked_by
     if hold is None and lock is not None:
         # A digest may give two trees one lock file. By its inode: the directory may have two names.
         for each in all_holds():
@@ -88,7 +88,7 @@ def _would_block(entry: Entry, other: Entry) -> bool:
     return (
         other is not entry
         and other.owner.thread is entry.owner.thread
-        and (other.identity == entry.identity or other.lock_file == entry.lock_file)
+        and (other.tree.identity == entry.tree.identity or other.place.path == entry.place.path)
     )
 
 
@@ -132,7 +132,7 @@ def warn_of_deadlock(entry: Entry, waited: float) -> bool:
                 "Waiting for source tree %r, which another thread of this process, or another "
                 "task, holds: the wait never ends if the holder waits for this one. Release the "
                 "tree before you wait for a thread or task that enters it, or enter it there only.",
-                entry.tree_path,
+                entry.tree.path,
             )
         return waited >= _WARN_OF_OWN_AFTER
     circle = _find_circle(entry)
@@ -142,7 +142,7 @@ def warn_of_deadlock(entry: Entry, waited: float) -> bool:
     logger().warning(
         "Waiting for source tree %r may never end, since processes wait for each other: %s. "
         "End one of them, or set a timeout; take several trees in one order, sorted.",
-        *(entry.tree_path, "; ".join(circle)),
+        *(entry.tree.path, "; ".join(circle)),
     )
     return True
 
@@ -188,7 +188,7 @@ class _Waits:
         file, tree = awaited_by(entry)
         found = [None if file is None else identity_at(file), tree]
         self.wanted = [key_of(each) for each in found if each is not None]
-        self._tree = repr(entry.tree_path)
+        self._tree = repr(entry.tree.path)
         self._names = {key_of(each.tree.identity): repr(each.tree.path) for each in all_holds()}
         self._names.update(dict.fromkeys(self.wanted, self._tree))
 

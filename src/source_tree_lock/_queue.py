@@ -184,6 +184,8 @@ class Queue:
                     self.lock = lock
                 lock.lock()
                 is_in_place = lock.is_in_place()
+                if is_in_place:
+                    return lock
                 restarts += 1
             except BlockingIOError:  # a lease, which will be given back
                 time.sleep(_LOOK_EVERY)
@@ -194,8 +196,6 @@ class Queue:
             finally:
                 if not is_in_place:
                     self._close()
-            if is_in_place:
-                return lock
         raise replaced_too_often(self.path)
 
     def _close(self) -> None:

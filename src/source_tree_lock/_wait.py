@@ -109,16 +109,16 @@ class Waiting:
         with guard:
             _deadlocks.waiting.add(entry)
         _deadlocks.refuse_endless_wait(entry, is_green=green_sleep() is not None)
-        report, before = self._report, entry.reports.get(entry.identity)
+        report, before = self._report, entry.reports.get(entry.tree.identity)
         self._holder = report.holder = self._find_holder()
         if before is not None and before.goes_on_in(report):
             self._report = before
             return
-        entry.reports[entry.identity] = report
+        entry.reports[entry.tree.identity] = report
         if is_info_logged():
             logger().info("%s", self._wait())
         if self._holder is not None:
-            _deadlocks.warn_of_ancestor(entry.tree_path, self._holder)
+            _deadlocks.warn_of_ancestor(entry.tree.path, self._holder)
         if request.on_wait is not None:
             request.on_wait(self._wait())
 
@@ -171,27 +171,24 @@ class Waiting:
     def _join_queue(self, turn: Turn) -> bool:
         """Join the queue for what is waited for; false if no thread can be started to wait."""
         entry = self._entry
-        lock, place = entry.blocked_by, entry.place
-        assert lock is not None
-        assert place is not None
-        path = place.path
-        open_lock: Callable[[], KernelLock] = partial(open_lock_file, place)
+        lock, path = entry.blocked_by, entry.place.path
+        open_lock: Callable[[], KernelLock] = partial(open_lock_file, entry.place)
         if lock is not entry.file:
-            path = entry.tree_path  # not as it was given: that may be a symbolic link, or relative
+            path = entry.tree.path  # not as it was given: that may be a symbolic link, or relative
             open_lock = partial(KernelLock, path, SAFE | (DIRECTORY or 0))
         if not join(turn, path, open_lock):
             return False
         # The thread has a descriptor of its own, which serves a thousand callers.
         if lock is entry.file:
             entry.close()
-        elif entry.tree is not None:
+        else:
             entry.tree.close()
         return True
 
     def _adopt(self, lock: KernelLock | None) -> None:
         """Take over the lock that the thread of the queue was granted."""
         tree = self._entry.tree
-        if lock is None or tree is None:
+        if lock is None:
             return
         if self._entry.blocked_by is not tree.lock:
             self._entry.file = lock
@@ -219,9 +216,7 @@ class Waiting:
             report.next_check = now + max(CHECK_AFTER, waited)
             if not report.is_deadlock_warned:
                 report.is_deadlock_warned = _deadlocks.warn_of_deadlock(self._entry, waited)
-            tree = self._entry.tree
-            is_elsewhere = tree is not None and not tree.is_in_place()
-            tries_again = self._entry.find_outer() or is_elsewhere
+            tries_again = self._entry.find_outer() or not self._entry.tree.is_in_place()
         if now >= report.next_warning:
             report.next_warning = _NEVER
             self._holder = self._find_holder()
@@ -234,7 +229,7 @@ class Waiting:
 
     def _wait(self) -> Wait:
         entry, waited = self._entry, time.monotonic() - self._report.started
-        return Wait(entry.tree_path, entry.lock_file, self._holder, waited)
+        return Wait(entry.tree.path, entry.place.path, self._holder, waited)
 
     def _find_holder(self) -> Holder | None:
         return find_holder(*_deadlocks.awaited_by(self._entry))
@@ -245,8 +240,8 @@ def timed_out(entry: Entry) -> LockTimeout:
     holder = find_holder(*_deadlocks.awaited_by(entry))
     waited = time.monotonic() - entry.started
     held = f"held by {holder or 'an unknown process'}"
-    message = f"waited {waited:.1f} s for source tree {entry.tree_path!r}, {held}"
-    return LockTimeout(message, tree=entry.tree_path, waited=waited, holder=holder)
+    message = f"waited {waited:.1f} s for source tree {entry.tree.path!r}, {held}"
+    return LockTimeout(message, tree=entry.tree.path, waited=waited, holder=holder)
 
 
 def green_sleep() -> Callable[[float], object] | None:
