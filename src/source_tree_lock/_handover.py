@@ -63,7 +63,7 @@ class Outer(NamedTuple):
         If a record can be read, it has to have the token of this hold, and the kernel must not name
         another holder. If none can be read, the kernel has to name the holder of this hold.
         """
-        directory = _proc.identity_at(os.path.dirname(self.base or ""))
+        directory = _proc.identity_at(os.path.dirname(self.base or ""), os.stat)
         if self.directory is not None and directory != self.directory:
             return False  # another directory is mounted there: siblings do not see its files
         file = None if self.base is None else inner_lock_file(self.base, self.level)
@@ -118,7 +118,8 @@ def _held_by_ancestors(tree: Identity, place: Place) -> Iterator[Outer]:
     """Holds of ancestors on behalf of their children, by the kernel's list or their records."""
     name = os.path.basename(place.path)
     pattern = re.compile(rf"{re.escape(name.removesuffix('.lock'))}(?:\.(\d+))?\.lock")
-    ancestors = _proc.ancestry()[1:]
+    family = _proc.ancestry()
+    ancestors = family[1:]
     paths = {place.path, *inner_lock_files(place.path, 1)}
     holders = {each.pid for each in _proc.flocks() if not each.is_waiting}
     for ancestor in holders.intersection(ancestors):
@@ -130,12 +131,13 @@ def _held_by_ancestors(tree: Identity, place: Place) -> Iterator[Outer]:
         if match is None or pid is None or pid not in ancestors:
             continue
         level = int(match[1] or 0)
+        child = family[family.index(pid) - 1]
         base = os.path.join(os.path.dirname(path), name)
         record = _proc.read_record(path)
         if record is not None and record.holder.pid == pid and record.for_children:
             yield Outer(tree, base, level, pid, record.token)
-        elif level == 0 and _proc.program_of(pid) == "uv" and _proc.runs_us_in(pid, tree):
-            # uv hands nothing over, but it locks the tree on behalf of the hook.
+        elif level == 0 and _proc.program_of(pid) == "uv" and _proc.works_in(child, tree):
+            # uv hands nothing over, but it locks the tree for the hook, which it starts there.
             yield Outer(tree, base, level, pid, "", has_tree=False)
 
 

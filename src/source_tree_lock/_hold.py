@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from ._kernel_lock import Identity, KernelLock, guard, identity_of, in_child, leads_to
+from ._kernel_lock import Identity, KernelLock, guard, in_child, leads_to
 from ._paths import AnyPath, Tree, open_tree
 from ._record import blank_record
 from ._system import CAN_HAND_DOWN
@@ -212,7 +212,7 @@ def environ_of(owner: Owner) -> dict[str, str]:
             entries[str((tree, hold.level))] = {
                 "tree": tree,
                 "lock_file": hold.base,
-                "directory": identity_of(leads_to(os.path.dirname(hold.base or ""))),
+                "directory": leads_to(os.path.dirname(hold.base or "")),
                 "level": hold.level,
                 "pid": os.getpid(),
                 "token": hold.token,

@@ -100,7 +100,7 @@ class KernelLock:
             LockUnavailable: that cannot be determined.
         """
         try:
-            return identity_of(leads_to(self.path, os.lstat)) == self.identity
+            return leads_to(self.path, os.lstat) == self.identity
         except OSError as error:
             what = "cannot check that the lock is in place"
             raise unavailable(error, self.path, what) from error
@@ -166,21 +166,12 @@ if hasattr(os, "register_at_fork"):
 # Identities
 
 
-def leads_to(path: str, call: Callable[[str], os.stat_result] = os.stat) -> os.stat_result | None:
+def leads_to(path: str, call: Callable[[str], os.stat_result] = os.stat) -> Identity | None:
     """What a path leads to, or with ``os.lstat`` what it is itself; ``None`` if nothing."""
     try:
-        return call(path)
+        status = call(path)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-            raise
-    return None
-
-
-def identity_of(status: os.stat_result | None) -> Identity | None:
-    """Device and inode."""
-    return None if status is None else (status.st_dev, status.st_ino)
-
-
-def is_unsupported(error: OSError) -> bool:
-    """Whether there is no lock of this kind here, as NFS answers for a read-only descriptor."""
-    return error.errno in (errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+    return status.st_dev, status.st_ino

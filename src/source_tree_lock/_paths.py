@@ -13,16 +13,7 @@ from pathlib import Path
 from . import _system, errors
 from ._digest import cache_digest, canonical_digest
 from ._holder import logger
-from ._kernel_lock import (
-    READ_ONLY,
-    READ_WRITE,
-    Identity,
-    KernelLock,
-    guard,
-    identity_of,
-    is_unsupported,
-    leads_to,
-)
+from ._kernel_lock import READ_ONLY, READ_WRITE, Identity, KernelLock, guard, leads_to
 from .errors import LockUnavailable, NoLockFile, unavailable
 
 #: What may name a source tree or a directory.
@@ -39,6 +30,8 @@ _NAME = "uv-setuptools-%s.lock"
 #: Namespaces"), and NAME_MAX, less a few letters for the lock files of inner holds.
 _NOT_IN_NAMES = frozenset('/\\\0:*?"<>|')
 _LONGEST_NAME = 250
+#: There is no lock of this kind here, as NFS answers for a read-only descriptor.
+_UNSUPPORTED = (errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 _CREATE = READ_WRITE | os.O_CREAT | os.O_EXCL
 #: These say nothing about the directory: another process may well be able to make the file.
 _OUR_OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
@@ -87,7 +80,7 @@ class Tree:
         try:
             return try_lock(self.lock)
         except LockUnavailable as error:
-            if not is_unsupported(error):
+            if error.errno not in _UNSUPPORTED:
                 raise
         self.close()
         self.lock = None
@@ -103,7 +96,7 @@ class Tree:
         """
         try:
             paths = {self._given, self.path}
-            return all(identity_of(leads_to(path)) == self.identity for path in paths)
+            return all(leads_to(path) == self.identity for path in paths)
         except OSError as error:  # the path may be too long, though "." is not
             what = "cannot check the source tree by its path"
             raise unavailable(error, self.path, what) from error

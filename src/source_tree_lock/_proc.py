@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 from . import _system
 from ._holder import LETTERS, LONGEST_NAME, Holder, as_name, this_host
-from ._kernel_lock import Identity, guard, identity_of
+from ._kernel_lock import Identity, guard, leads_to
 from ._paths import inner_lock_files, is_locked, open_tree
 from ._record import SIZE, pid_scope, read
 from ._system import PROC
@@ -186,10 +186,10 @@ def is_held(path: str) -> bool:
     return kernel_holders(identity_at(path)) != [None] or is_locked(path)
 
 
-def identity_at(path: str) -> Identity | None:
+def identity_at(path: str, call: Callable[[str], os.stat_result] = os.lstat) -> Identity | None:
     """Device and inode of what is at a path itself; ``None`` where that cannot be seen."""
     with suppress(OSError, ValueError):
-        return identity_of(os.lstat(path))
+        return leads_to(path, call)
     return None
 
 
@@ -239,15 +239,9 @@ def ancestry(pid: int | None = None) -> list[int]:
     return found
 
 
-def runs_us_in(pid: int, tree: Identity) -> bool:
-    """Whether a process runs this one, or an ancestor of it, in ``tree``, as it does for a hook."""
-    processes = ancestry()
-    if pid not in processes[1:]:
-        return False
-    with suppress(OSError):
-        directory = os.stat(f"{PROC}/{processes[processes.index(pid) - 1]}/cwd")
-        return identity_of(directory) == tree
-    return False
+def works_in(pid: int, tree: Identity) -> bool:
+    """Whether the working directory of a process is ``tree``."""
+    return identity_at(f"{PROC}/{pid}/cwd", os.stat) == tree
 
 
 def open_paths(pid: int) -> Iterator[tuple[Identity, str]]:
