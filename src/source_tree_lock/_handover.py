@@ -127,10 +127,10 @@ def _held_by_ancestors(tree: Identity, place: Place) -> Iterator[Outer]:
         paths.update(path for _, path in _proc.open_paths(ancestor))
     for path in paths:
         match = pattern.fullmatch(os.path.basename(path))
-        pid = None if match is None else _holder_of(path)
-        if match is None or pid is None or pid not in ancestors:
+        holder = None if match is None else _proc.find_holder(path, None)
+        if match is None or holder is None or not holder.is_local or holder.pid not in ancestors:
             continue
-        level = int(match[1] or 0)
+        level, pid = int(match[1] or 0), holder.pid
         child = family[family.index(pid) - 1]
         base = os.path.join(os.path.dirname(path), name)
         record = _proc.read_record(path)
@@ -139,12 +139,3 @@ def _held_by_ancestors(tree: Identity, place: Place) -> Iterator[Outer]:
         elif level == 0 and _proc.program_of(pid) == "uv" and _proc.works_in(child, tree):
             # uv hands nothing over, but it locks the tree for the hook, which it starts there.
             yield Outer(tree, base, level, pid, "", has_tree=False)
-
-
-def _holder_of(path: str) -> int | None:
-    named = _proc.kernel_holders(_proc.identity_at(path))[0]
-    if named is None:
-        record = _proc.read_record(path)
-        if record is not None and record.holder.is_local and _proc.is_held(path):
-            return record.holder.pid
-    return named
