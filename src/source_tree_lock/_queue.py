@@ -109,17 +109,12 @@ class Turn:
             else:
                 self._loop.call_soon_threadsafe(_finish, self._future)
         except RuntimeError:  # the loop is closed
-            self._withdraw()
+            self.leave()
         while not self._answered.wait(_LOOK_EVERY):
             # A loop that has stopped may never go on. If it does, its task tries again.
             if self._loop is not None and not self._loop.is_running():
-                self._withdraw()
+                self.leave()
         return self._is_taken
-
-    def _withdraw(self) -> None:
-        with guard:
-            self._offer = None
-            self._answered.set()
 
 
 def _finish(future: asyncio.Future[Any]) -> None:
