@@ -46,9 +46,8 @@ def refuse_endless_wait(entry: Entry, *, is_green: bool) -> None:
     hold = _hold_in_the_way(entry)
     if hold is not None and owner.may_act_for(hold.owner):
         raise RuntimeError(
-            f"source tree {hold.tree.path!r}, which this thread or task holds, has the same lock "
-            f"file as {tree!r}, {entry.place.path!r}; release it first, or give each tree a lock "
-            "file of its own"
+            f"this thread or task holds {hold.tree.path!r}, which has the same lock file as "
+            f"{tree!r}, {entry.place.path!r}; release it first, or use another digest"
         )
     if is_green:
         return  # the others go on while this one waits

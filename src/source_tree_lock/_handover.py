@@ -50,9 +50,8 @@ class Outer(NamedTuple):
         """
         if self.base is None:
             what = (
-                "a parent process holds the source tree by itself alone, because no lock file can "
-                "be made, and so its children cannot take turns; set SOURCE_TREE_LOCK_DIR for it "
-                "to a directory that may be written"
+                "a parent process could make no lock file, without which its children cannot take "
+                "turns; set SOURCE_TREE_LOCK_DIR for it to a directory that may be written"
             )
             raise LockUnavailable(errno.EROFS, what, os.getcwd())
         return Place(inner_lock_file(self.base, self.level + 1), True)

@@ -41,8 +41,6 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 
-TIMEOUT_VARIABLE = "SOURCE_TREE_LOCK_TIMEOUT"
-
 
 class FromEnvironment:
     """Stands for the timeout that the environment gives: ``SOURCE_TREE_LOCK_TIMEOUT``, or none."""
@@ -375,8 +373,7 @@ class SourceTreeLock:
     def _fixed_path(self) -> AnyPath:
         if callable(self._path):
             raise TypeError(
-                "a path that depends on a call's arguments serves a decorator only; to decorate a "
-                "function, write @source_tree_lock(), with parentheses"
+                "a callable path serves a decorator only; write @source_tree_lock(), with parentheses"
             )
         return self._path
 
@@ -425,10 +422,10 @@ def _seconds_of(timeout: float | FromEnvironment | None) -> float | None:
     """The timeout in seconds, that of the environment if it says so; ``None`` for none."""
     if not isinstance(timeout, FromEnvironment):
         return timeout
-    text = os.environ.get(TIMEOUT_VARIABLE)
+    text = os.environ.get("SOURCE_TREE_LOCK_TIMEOUT")
     if not text:
         return None
-    name = f"{TIMEOUT_VARIABLE} in the environment"
+    name = "SOURCE_TREE_LOCK_TIMEOUT in the environment"
     try:
         seconds = float(text)
     except ValueError:

@@ -32,7 +32,6 @@ _NOT_IN_NAMES = frozenset('/\\\0:*?"<>|')
 _LONGEST_NAME = 250
 #: There is no lock of this kind here, as NFS answers for a read-only descriptor.
 _UNSUPPORTED = (errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-_CREATE = READ_WRITE | os.O_CREAT | os.O_EXCL
 #: These say nothing about the directory: another process may well be able to make the file.
 _OUR_OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 #: There is no file, nor can there be one at this path.
@@ -323,7 +322,7 @@ def _create(path: str) -> None:
 
 
 def _make(path: str) -> None:
-    lock = KernelLock(path, _CREATE)
+    lock = KernelLock(path, READ_WRITE | os.O_CREAT | os.O_EXCL)
     try:
         with suppress(OSError):  # vfat has no modes
             _system.let_everybody_lock(lock.fileno())

@@ -47,10 +47,7 @@ class NoLockFile(LockUnavailable):
 # What failed and what to do, by the system's answer; 0 is for all other answers
 
 _ELSEWHERE = "name another directory with lock_dir or SOURCE_TREE_LOCK_DIR"
-_IS_A_LINK = (
-    "the lock file is a symbolic link, which is never followed, or its directory has links that "
-    "lead in a circle; remove the link"
-)
+_IS_A_LINK = "the lock file is a symbolic link, or links lead to it in a circle; remove the link"
 _NOT_A_FILE = "the lock file is not a regular file; remove it"
 _NO_RIGHT = f"give the lock file mode 0666 and its directory mode 1777, or {_ELSEWHERE}"
 _NO_ACCESS = (errno.EACCES, errno.EPERM)
