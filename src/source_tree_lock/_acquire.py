@@ -21,7 +21,7 @@ from ._holder import Wait, is_info_logged
 from ._kernel_lock import Identity, KernelLock, guard, in_child
 from ._paths import AnyPath, Digest, Place, Tree
 from ._record import blank_record, write_record
-from .errors import LockTimeout, NoLockFile
+from .errors import REFUSED, LockTimeout, LockUnavailable, NoLockFile, unavailable
 
 if TYPE_CHECKING:
     from ._handover import Outer
@@ -204,6 +204,10 @@ class Entry:
             return True
         except BlockingIOError:
             return False  # another process has a lease on it, and is asked to give it back
+        except LockUnavailable:
+            raise
+        except OSError as error:  # of the late import: too many open files
+            raise unavailable(error, place.path, REFUSED) from error
 
     def _is_free_below(self) -> bool:
         """Whether no lock file of an inner hold is locked.
