@@ -373,7 +373,7 @@ class SourceTreeLock:
     def _fixed_path(self) -> AnyPath:
         if callable(self._path):
             raise TypeError(
-                "a callable path is for decorators only; write @source_tree_lock(), with parentheses"
+                "a callable path serves a decorator only: @source_tree_lock(), with parentheses"
             )
         return self._path
 
