@@ -1,7 +1,7 @@
 """What `test_stress` runs: threads that do all at once what people do with the lock.
 
 Usage: python -m attacks.stress DIRECTORY SECONDS THREADS NAME. Several processes share the
-directory. Each tells as JSON how often each way was gone, and what went wrong.
+directory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import gc
-import json
 import logging
 import os
 import random
@@ -19,23 +18,18 @@ import threading
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 
-from support import LIMIT, open_descriptors
+from support import LIMIT, open_descriptors, wait_until
 
 from source_tree_lock import LockTimeout, SourceTreeLock, Wait, source_tree_lock
 
-#: How many ways a thread may go.
-WAYS = 6
 #: How often a thread does what costs most.
 _SELDOM = 0.05
 #: A wait with a limit is another one than without, but none here reaches its own. In seconds.
 _NEVER_REACHED = 20 * LIMIT
-#: How long a child may take, and all threads when it is over: what hangs is found by these.
-_CHILD = 3 * LIMIT
-_LEAVING = 4 * LIMIT
 
 
 class GivenUp(Exception):
@@ -75,7 +69,7 @@ def is_running(pid: str) -> bool:
 class Trees:
     """The trees that all want, the objects that the threads share, and whether it is over."""
 
-    def __init__(self, directory: str, name: str) -> None:
+    def __init__(self, directory: str, name: str, seconds: float) -> None:
         self.directory = directory
         self.name = name
         self.busy = [self.new(f"busy-{number}") for number in range(4)]
@@ -84,41 +78,40 @@ class Trees:
             for tree in self.busy
             for timeout in (None, _NEVER_REACHED)
         ]
-        self.is_over = threading.Event()
-        self.failures: list[str] = []
+        self.ends = time.monotonic() + seconds
+        self.has_failed = threading.Event()
+        self.ways_gone: set[str] = set()
 
     def new(self, name: str) -> str:
         tree = f"{self.directory}/{name}"
         os.makedirs(tree, exist_ok=True)
         return tree
 
+    def is_over(self) -> bool:
+        """On a loaded machine, it goes on until each way was gone."""
+        late = time.monotonic() - self.ends
+        return self.has_failed.is_set() or late > (0 if len(self.ways_gone) == 6 else LIMIT)
 
-class Worker(threading.Thread):
+
+class Worker:
     """A thread that goes one way after the other."""
 
     def __init__(self, number: int, trees: Trees) -> None:
-        super().__init__(daemon=True)
         self.trees = trees
         self.own = trees.new(f"own-{trees.name}-{number}")
         self.random = random.Random(f"{trees.name} {number}")
-        self.gone: Counter[str] = Counter()
 
     def run(self) -> None:
-        often = [
-            self.try_to_enter,
-            self.enter_again,
-            self.give_up_in_a_callback,
-        ]
+        often = [self.try_to_enter, self.enter_again, self.give_up_in_a_callback]
         seldom = [self.run_asyncio, self.fork, self.hand_over]
         try:
-            while not self.trees.is_over.is_set():
-                is_seldom = self.random.random() < _SELDOM
-                way = self.random.choice(seldom if is_seldom else often)
+            while not self.trees.is_over():
+                way = self.random.choice(seldom if self.random.random() < _SELDOM else often)
                 way()
-                self.gone[way.__name__] += 1
+                self.trees.ways_gone.add(way.__name__)
         except BaseException:
-            self.trees.failures.append(traceback.format_exc())
-            self.trees.is_over.set()
+            self.trees.has_failed.set()
+            raise
 
     def any_lock(self) -> tuple[str, SourceTreeLock]:
         """One that lets its caller in, sooner or later."""
@@ -130,9 +123,7 @@ class Worker(threading.Thread):
     def try_to_enter(self) -> None:
         tree = self.random.choice(self.trees.busy)
         lock = source_tree_lock(tree)
-        waits = self.random.random() < 0.8
-        limit = self.random.choice([0, 0.001, 0.02]) if waits else -1
-        if lock.acquire(blocking=waits, timeout=limit):
+        if lock.acquire(timeout=self.random.choice([0, 0.001, 0.02])):
             with alone(tree):
                 pass
             lock.release()
@@ -164,17 +155,17 @@ class Worker(threading.Thread):
         with suppress(GivenUp), lock, alone(tree):
             pass
 
-    async def enter(self) -> None:
-        tree, lock = self.any_lock()
-        async with lock, source_tree_lock(tree, timeout=0):
-            with alone(tree):
-                await asyncio.sleep(self.random.choice([0, 0.001]))
-
     def run_asyncio(self) -> None:
+        async def enter() -> None:
+            tree, lock = self.any_lock()
+            async with lock, source_tree_lock(tree, timeout=0):
+                with alone(tree):
+                    await asyncio.sleep(self.random.choice([0, 0.001]))
+
         async def enter_in_time() -> None:
             limit = self.random.choice([0.001, 0.02, _NEVER_REACHED])
             try:
-                await asyncio.wait_for(self.enter(), limit)
+                await asyncio.wait_for(enter(), limit)
             except asyncio.TimeoutError as error:
                 # No `LockTimeout`, which is one of its kinds from Python 3.11 on.
                 if isinstance(error, LockTimeout):
@@ -188,15 +179,13 @@ class Worker(threading.Thread):
     def fork(self) -> None:
         """Fork, inside of its own tree or not; the child enters like anyone, or is killed."""
         tree, lock = self.any_lock()
-        if tree == self.own or self.random.random() < 0.5:
+        is_outside = tree == self.own or self.random.random() < 0.5
+        with nullcontext() if is_outside else source_tree_lock(self.own, timeout=_NEVER_REACHED):
             child = self.child(tree, lock)
             if self.random.random() < 0.5:
                 time.sleep(self.random.random() * 0.01)
                 os.kill(child, signal.SIGKILL)
             wait_for(child)
-        else:
-            with source_tree_lock(self.own, timeout=_NEVER_REACHED), alone(self.own):
-                wait_for(self.child(tree, lock))
 
     def hand_over(self) -> None:
         """The children take turns. One may be killed, and its parent may leave before they do."""
@@ -217,7 +206,7 @@ class Worker(threading.Thread):
             return child
         status = 4
         try:
-            signal.alarm(int(_CHILD))
+            signal.alarm(int(3 * LIMIT))  # ends one that hangs
             os.environ.update(environ or {})
             assert not any(source_tree_lock(each).is_owner() for each in self.trees.busy)
             with lock, alone(tree):
@@ -230,56 +219,34 @@ class Worker(threading.Thread):
 
 
 def wait_for(*children: int) -> None:
-    """Until they have ended, in a good way or killed by us; SIGALRM ends one that hangs."""
+    """Until they have ended, in a good way or killed by us."""
     for child in children:
         status = os.waitpid(child, 0)[1]
         assert status in (0, signal.SIGKILL), f"child ended with status {status}"
-
-
-def left_behind(threads: int, descriptors: set[str]) -> list[str]:
-    """What is there again and again: threads that wait for callers that gave up end soon."""
-    deadline = time.monotonic() + LIMIT
-    while True:
-        found = [f"open: {each}" for each in open_descriptors() - descriptors]
-        if len(os.listdir("/proc/self/task")) > threads:
-            found.append("more threads run than before")
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.01)
 
 
 def main(directory: str, seconds: float, number: int, name: str) -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGALRM, chain=True)  # a child whose time is up tells where it is
     # What hangs tells where, and ends.
-    faulthandler.dump_traceback_later(seconds + _LEAVING + 2 * LIMIT, exit=True)
+    faulthandler.dump_traceback_later(seconds + 6 * LIMIT, exit=True)
     warnings.simplefilter("ignore")  # of forks beside threads, and of locks that were dropped
     logging.disable()
     gc.set_threshold(500, 2, 2)
-    trees = Trees(directory, name)
-    before = len(os.listdir("/proc/self/task")), open_descriptors()
-    workers = [Worker(each, trees) for each in range(number)]
+    trees = Trees(directory, name, seconds)
+    threads, descriptors = len(os.listdir("/proc/self/task")), open_descriptors()
+    with ThreadPoolExecutor(number) as pool:
+        workers = [pool.submit(Worker(each, trees).run) for each in range(number)]
     for worker in workers:
-        worker.start()
-    trees.is_over.wait(seconds)
-    # On a loaded machine, until each way was gone.
-    deadline = time.monotonic() + LIMIT
-    while len({way for worker in workers for way in list(worker.gone)}) < WAYS:
-        if trees.is_over.wait(0.1) or time.monotonic() > deadline:
-            break
-    trees.is_over.set()
-    deadline = time.monotonic() + _LEAVING
-    for worker in workers:
-        worker.join(max(0.0, deadline - time.monotonic()))
-    if any(worker.is_alive() for worker in workers):
-        trees.failures.append("a thread hangs: see its traceback")
-        faulthandler.dump_traceback()
-    else:
-        gc.collect()
-        trees.failures += left_behind(*before)
-    gone = sum((worker.gone for worker in workers), Counter[str]())
-    print(json.dumps({"gone": gone, "failures": trees.failures}), flush=True)
-    os._exit(0)  # whatever hangs
+        worker.result()
+    assert len(trees.ways_gone) == 6, f"a way was never gone: {trees.ways_gone}"
+    gc.collect()
+    # Threads that wait for callers that gave up end soon.
+    with suppress(AssertionError):
+        wait_until(lambda: open_descriptors() <= descriptors)
+        wait_until(lambda: len(os.listdir("/proc/self/task")) <= threads)
+    assert open_descriptors() <= descriptors, open_descriptors() - descriptors
+    assert len(os.listdir("/proc/self/task")) <= threads
 
 
 if __name__ == "__main__":

@@ -1,21 +1,29 @@
-"""A system call that fails: the tree is really held, or an error of ours says that it is not."""
+"""System calls that fail, and a holder that is killed at any of them.
+
+After a failure the tree is really held, or an error of ours says that it is not. A holder that
+dies keeps nobody out.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import textwrap
-from contextlib import nullcontext
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pytest
-from support import is_free
+from support import Child, held_elsewhere, is_free, wait_until_blocked
+from ways import KINDS, script
 
 from source_tree_lock import source_tree_lock
 
 from .crew import Crew, Member, wait_until_blocked_or_tells
-from .injection import injected, needs_strace, occurrences, recorded, sent
+from .injection import injected, occurrences, recorded
 
 _ERRORS = "EINTR EIO ENOLCK ENOSPC EDQUOT EMFILE ENFILE EROFS ESTALE".split()
 #: The record is written with these; it is a courtesy.
@@ -27,201 +35,252 @@ _CALLS = _COURTESIES | set(
 )
 
 # Two rounds: enter, tell how it went, leave when told to. The fault hits the first one.
-_ROUNDS = """
+_SCRIPT = """
 def enter_and_leave():
-    with source_tree_lock(sys.argv[1], timeout=SECONDS):
+    with source_tree_lock(sys.argv[1], timeout=3600):
         tell("held")
         heard()
 
 async def enter_and_leave_in_a_task():
-    async with source_tree_lock(sys.argv[1], timeout=SECONDS):
+    async with source_tree_lock(sys.argv[1]):
         tell("held")
         heard()
 
 def one_round():
     outcome = "left"
     try:
-        ROUND
-    except SourceTreeLockError as error:
+        {}
+    except SourceTreeLockError:
         outcome = "refused"
     except BaseException as error:
         traceback.print_exc()
-        outcome = f"broke: {error!r}"
+        outcome = f"broke: {{error!r}}"
     tell(outcome)  # once the error, which keeps descriptors, is gone
-"""
-_SCRIPT = """
-{rounds}
+
+_paths.LINKS = {}
 loop = asyncio.new_event_loop()
-{before}
 tell("ready")
 heard()
-{first}
 one_round()
 heard()
 one_round()
 """
-# strace counts for each thread: with these calls behind it, the main thread is out of reach.
-_CALL_ALL = """
-import fcntl
-for _ in range(20):
-    with contextlib.suppress(OSError):
-        descriptor = os.open("/", os.O_RDONLY)
-        try:
-            os.fstat(descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        finally:
-            os.close(descriptor)
-"""
-
 _PLAIN = "enter_and_leave()"
 _TASK = "loop.run_until_complete(enter_and_leave_in_a_task())"
-_IN_PLACE = "making.LINKS = False"
 _FREE, _BEFORE, _AFTER = "on a free tree", "until it waits", "once it waits"
+#: How the child enters, what its lock file is, and when the fault is in force.
+_CASES = {
+    "new": (_PLAIN, "missing", _FREE),
+    "junk": (_PLAIN, "full of junk", _FREE),
+    "new directory": (_PLAIN, "in no directory", _FREE),
+    "in place": (_PLAIN, "made in place", _FREE),
+    "handed over": (_PLAIN, "one level down", _FREE),
+    "task": (_TASK, "there", _FREE),
+    "busy": (_PLAIN, "there", _BEFORE),
+    "busy task": (_TASK, "there", _BEFORE),
+    "granted": (_PLAIN, "there", _AFTER),
+    "granted task": (_TASK, "there", _AFTER),
+}
+
+_T_co = TypeVar("_T_co", covariant=True)
 
 
-@pytest.mark.parametrize(
-    ("way", "seconds", "lock_file_is", "attack", "before", "first"),
-    [
-        pytest.param(_PLAIN, None, "missing", _FREE, "", "", id="free-new"),
-        pytest.param(_PLAIN, None, "full of junk", _FREE, "", "", id="free-junk"),
-        pytest.param(_PLAIN, None, "in no directory", _FREE, "", "", id="free-new-directory"),
-        pytest.param(_PLAIN, None, "missing", _FREE, _IN_PLACE, "", id="in-place"),
-        pytest.param(_PLAIN, None, "handed over", _FREE, "", "", id="handed-over"),
-        pytest.param(_TASK, None, "there", _FREE, "", "", id="free-in-a-task"),
-        pytest.param(_PLAIN, 3600, "there", _BEFORE, "", "", id="busy"),
-        pytest.param(_TASK, None, "there", _BEFORE, "", "", id="busy-in-a-task"),
-        pytest.param(_PLAIN, 3600, "there", _BEFORE, "", _CALL_ALL, id="in-the-thread-that-waits"),
-        pytest.param(_PLAIN, None, "there", _AFTER, "", "", id="granted"),
-        pytest.param(_TASK, None, "there", _AFTER, "", "", id="granted-in-a-task"),
-    ],
-)
-def test_a_failing_call_never_lets_anybody_in_and_leaves_nothing(
-    crew: Crew,
-    tree: Path,
-    tmp_path: Path,
-    long_run: bool,
-    way: str,
-    seconds: float | None,
-    lock_file_is: str,
-    attack: str,
-    before: str,
-    first: str,
-) -> None:
-    needs_strace()
-    directory = tmp_path / "locks"
-    lock = source_tree_lock(tree, lock_dir=directory)
-    lock_file = lock.lock_file
-    locked = [lock_file, tree]
-    environ = {"SOURCE_TREE_LOCK_DIR": str(directory)}
-    if lock_file_is == "handed over":  # it enters one level down
-        lock.acquire()
-        environ.update(lock.environ)
-        locked = [lock_file.with_suffix(".1.lock")]
-    script = _SCRIPT.format(rounds=_rounds(seconds, way), before=before, first=first)
+class Fault(Protocol[_T_co]):
+    def __call__(self, member: Member) -> AbstractContextManager[_T_co]: ...
 
-    def start() -> Member:
-        if lock_file_is == "handed over":
-            locked[0].unlink(missing_ok=True)
+
+class Target:
+    """Children that enter a tree in the same state, each with another fault."""
+
+    def __init__(self, crew: Crew, tree: Path, directory: Path, case: str) -> None:
+        way, self.state, self.attack = _CASES[case]
+        self.script = _SCRIPT.format(way, self.state != "made in place")
+        self.crew = crew
+        self.tree = tree
+        self.log = directory / "strace.log"
+        self.lock = source_tree_lock(tree, lock_dir=directory / "locks")
+        self.lock_file = self.lock.lock_file
+        self.locked = [self.lock_file, tree]
+        self.environ = {"SOURCE_TREE_LOCK_DIR": str(self.lock_file.parent)}
+        if self.state == "one level down":
+            self.lock.acquire()
+            self.environ.update(self.lock.environ)
+            self.locked = [self.lock_file.with_suffix(".1.lock")]
+
+    def start(self) -> Member:
+        if self.state == "one level down":
+            self.locked[0].unlink(missing_ok=True)
         else:
-            shutil.rmtree(directory, ignore_errors=True)
-        if lock_file_is not in ("in no directory", "handed over"):
-            directory.mkdir()
-        if lock_file_is in ("there", "full of junk"):
-            lock_file.write_text("" if lock_file_is == "there" else "junk" * 1000)
-            lock_file.chmod(0o666)
-        member = crew.start(script, tree, environ=environ)
+            shutil.rmtree(self.lock_file.parent, ignore_errors=True)
+        if self.state not in ("in no directory", "one level down"):
+            self.lock_file.parent.mkdir()
+        if self.state in ("there", "full of junk"):
+            self.lock_file.write_text("" if self.state == "there" else "junk" * 1000)
+            self.lock_file.chmod(0o666)
+        return self.next()
+
+    def next(self) -> Member:
+        """A child that takes what another one left."""
+        member = self.crew.start(self.script, self.tree, environ=self.environ)
         member.expect("ready")
         return member
 
-    with sent(member := start(), lock, attack, partial(recorded, directory=tmp_path)) as counts:
-        assert _one_round(member, *locked) == "held"
-        member.kill()
-    assert counts["flock"] >= 2, "the recording missed the lock"
-    is_short = attack == _FREE and lock_file_is != "handed over"
-    most = None if long_run or is_short else 6
-    cases = 0
-    for name in sorted(_CALLS.intersection(counts)):
-        # Of the calls that were made to put the main thread out of reach, three are left to it.
-        times = 3 if first else counts[name]
-        for occurrence in occurrences(times, most):
-            for error in _ERRORS if long_run else [_ERRORS[cases % len(_ERRORS)]]:
-                cases += 1
-                member = start()
-                descriptors = _descriptors(member)
-                rule = f"{name}:error={error}:when={occurrence}"
-                with sent(member, lock, attack, partial(injected, rules=[rule])):
-                    outcome = _one_round(member, *locked)
-                    # strace does not execute what it lets fail, whereas close(2) always closes.
-                    leaked = _descriptors(member) - descriptors
-                    assert leaked <= (name == "close"), rule
-                    assert outcome in (["held"] if name in _COURTESIES else ["held", "refused"]), (
-                        rule
-                    )
-                member.say("again")
-                assert _one_round(member, *locked) == "held", rule
-                member.close()
-    if lock.is_owner():
-        lock.release()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "busy"),
-    [(None, False), (None, True), (3600, True)],
-    ids=["free", "busy", "in-time"],
-)
-def test_whoever_runs_out_of_descriptors_is_refused_and_then_gets_in(
-    tree: Path, seconds: float | None, busy: bool
-) -> None:
-    """In a process that has imported nothing more than the library: imports fail as well."""
-    script = """
-        import resource
-        lowest = os.dup(0)
-        os.close(lowest)
-        tell("ready")
-        heard()
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + int(sys.argv[2]), limits[1]))
-        one_round()
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        heard()
-        one_round()
-    """
-    script = _rounds(seconds, _PLAIN) + textwrap.dedent(script)
-    lock = source_tree_lock(tree)
-    locked = [lock.lock_file, tree]
-    outcomes = []
-    with Crew(warm=False) as crew:
-        for free in range(20):
-            member = crew.start(script, tree, free)
-            member.expect("ready")
-            descriptors = _descriptors(member)
-            with lock if busy else nullcontext():
+    @contextmanager
+    def sent(self, member: Member, fault: Fault[_T_co]) -> Iterator[_T_co]:
+        """Tell a child to go, with a fault in force; gives what the fault gives."""
+        with ExitStack() as stack:
+            if self.attack != _AFTER:
+                result = stack.enter_context(fault(member))
+            with self.lock if self.attack != _FREE else nullcontext():
                 member.say("go")
-                if busy:
+                if self.attack != _FREE:
                     wait_until_blocked_or_tells(member)
-            outcomes.append(_one_round(member, *locked))
-            assert _descriptors(member) == descriptors, free
+                if self.attack == _AFTER:
+                    result = stack.enter_context(fault(member))
+            yield result
+
+    def one_round(self, member: Member) -> str:
+        """Whether it got in; if so, it is seen from outside, and sent out again."""
+        outcome = member.line()
+        if outcome == "held":
+            assert not any(map(is_free, self.locked))
+            member.say("leave")
+            member.expect("left")
+        assert all(map(is_free, self.locked))
+        return outcome
+
+    def calls(self, *, all_of_them: bool) -> Iterator[tuple[str, int]]:
+        """The system calls of one round, by name and number."""
+        with self.sent(member := self.start(), partial(recorded, log=self.log)) as counts:
+            assert self.one_round(member) == "held"
+            member.kill()
+        assert counts["flock"] >= 2, "the recording missed the lock"
+        is_short = self.attack == _FREE and self.state in ("missing", "full of junk", "there")
+        for name, times in sorted(counts.items()):
+            for number in occurrences(times, None if all_of_them or is_short else 4):
+                yield name, number
+
+
+@pytest.fixture
+def target(
+    request: pytest.FixtureRequest, crew: Crew, tree: Path, tmp_path: Path
+) -> Iterator[Target]:
+    target = Target(crew, tree, tmp_path, request.param)
+    yield target
+    if target.lock.is_owner():
+        target.lock.release()
+
+
+@pytest.mark.parametrize("target", _CASES, indirect=True)
+def test_a_failing_call_never_lets_anybody_in_and_leaves_nothing(
+    target: Target, long_run: bool
+) -> None:
+    calls = [each for each in target.calls(all_of_them=long_run) if each[0] in _CALLS]
+    for index, (name, number) in enumerate(calls):
+        for error in _ERRORS if long_run else [_ERRORS[index % len(_ERRORS)]]:
+            rule = f"{name}:error={error}:when={number}"
+            member = target.start()
+            descriptors = _descriptors(member)
+            with target.sent(member, partial(injected, rule=rule)):
+                outcome = target.one_round(member)
+                # strace does not execute what it lets fail, whereas close(2) always closes.
+                assert _descriptors(member) - descriptors <= (name == "close"), rule
+                assert outcome in (["held"] if name in _COURTESIES else ["held", "refused"]), rule
             member.say("again")
-            assert _one_round(member, *locked) == "held", free
-    assert outcomes[0] == "refused", "the attack had no effect"
-    assert outcomes[-1] == "held"
-    assert set(outcomes) == {"refused", "held"}
+            assert target.one_round(member) == "held", rule
+            member.close()
 
 
-def _rounds(seconds: float | None, way: str) -> str:
-    return _ROUNDS.replace("SECONDS", str(seconds)).replace("ROUND", way)
+@pytest.mark.parametrize("target", _CASES, indirect=True)
+def test_killed_at_any_system_call_it_keeps_nobody_out(target: Target, long_run: bool) -> None:
+    hits = Counter[bool]()
+    for name, number in target.calls(all_of_them=long_run):
+        member = target.start()
+        with target.sent(member, partial(injected, rule=f"{name}:signal=KILL:when={number}")):
+            with suppress(BrokenPipeError):  # it may be dead already
+                member.say("leave\nagain\nleave")
+            hits[member.rest().count("left") < 2] += 1
+            member.wait()
+        if target.state == "one level down":
+            with target.next() as sibling:
+                sibling.say("go")
+                assert target.one_round(sibling) == "held"
+        else:
+            _assert_clean(target)
+        member.close()
+    assert hits[True] > hits[False], "the attack had no effect"
 
 
-def _one_round(member: Member, *locked: Path) -> str:
-    """Whether it got in; if so, it is seen from outside, and sent out again."""
-    outcome = member.line()
-    if outcome == "held":
-        assert not any(map(is_free, locked))
-        member.say("leave")
-        member.expect("left")
-    assert all(map(is_free, locked))
-    return outcome
+def _assert_clean(target: Target) -> None:
+    """The next one enters with one attempt, without any wait, and replaces the record of the dead.
+
+    With a second name for a moment, the new lock file of one that dies in that moment keeps it.
+    """
+    assert target.lock.holder() is None
+    assert target.lock.acquire(timeout=0)
+    status = target.lock_file.stat()
+    target.lock.release()
+    if target.state != "made in place":
+        assert stat.S_IMODE(status.st_mode) == 0o666
+    assert status.st_nlink <= 2
+    assert not target.lock_file.read_bytes()[:512].strip(b"junk\n"), "a record is left behind"
+    assert len(os.listdir(target.lock_file.parent)) <= 2
+    assert not os.listdir(target.tree)
+
+
+@pytest.mark.parametrize("wait", KINDS)
+def test_a_waiter_is_in_when_the_holder_was_killed(
+    crew: Crew, tree: Path, wait: str, long_run: bool
+) -> None:
+    for _ in range(100 if long_run else 10):
+        with crew.start(script("for ever"), tree) as holder:
+            holder.expect("held")
+            with crew.start(script(wait), tree) as waiter:
+                wait_until_blocked(waiter.pid)
+                holder.kill()
+                waiter.expect("held")
 
 
 def _descriptors(member: Member) -> int:
     return len(os.listdir(f"/proc/{member.pid}/fd"))
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_without_descriptors_it_is_refused_and_then_gets_in(tree: Path, is_busy: bool) -> None:
+    """In processes that have imported nothing more than the library: imports fail as well."""
+    script = """
+        import os, resource
+        from source_tree_lock import SourceTreeLockError, source_tree_lock
+
+        def enter(limit):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            try:
+                if not lock.acquire(timeout=0.05):
+                    return "busy"
+                lock.release()
+                return "held"
+            except SourceTreeLockError:
+                return "refused"
+
+        lock = source_tree_lock(sys.argv[1])
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        before = os.listdir("/proc/self/fd")
+        lowest = len(before) - 1
+        for free in range(20):
+            if os.fork() == 0:
+                tell(enter(lowest + free), enter(soft))
+                # The thread of the queue waits on for the caller that gave up.
+                left = len(os.listdir("/proc/self/fd")) - len(before)
+                os._exit(left > int(sys.argv[2]))
+            assert os.wait()[1] == 0
+    """
+    with (
+        held_elsewhere(tree) if is_busy else nullcontext(),
+        Child(script, tree, int(is_busy)) as child,
+    ):
+        outcomes = child.rest()
+    last = "busy busy" if is_busy else "held held"
+    assert len(outcomes) == 20
+    assert outcomes[0] == last.replace("busy ", "refused ").replace("held ", "refused ")
+    assert outcomes[-1] == last
+    assert set(outcomes) == {outcomes[0], last}
