@@ -52,13 +52,7 @@ def test_a_relative_path_has_no_digest(path: PurePath) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file names are no bytes on Windows")
 @pytest.mark.parametrize(
-    "name",
-    [
-        b"a tree with spaces, 'quotes' and ; semicolons",
-        "zwölf Boxkämpfer \U0001f512 日本語".encode(),
-        b"not UTF-8: \xff\xfe\xc3",
-        b"a\nline\tbreak",
-    ],
+    "name", ["'a' tree;\nBäume \U0001f512 日本語".encode(), b"not UTF-8: \xff"]
 )
 def test_a_real_uv_build_leaves_the_lock_file_that_we_name(
     name: bytes, tmp_path: Path, temp_dir: Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import typing_extensions
 from bare import SOURCE
-from support import LIMIT, is_free
+from support import Child, is_free
 
 from source_tree_lock import source_tree_lock
 
@@ -47,87 +46,40 @@ def test_a_tool_that_reads_import_statements_finds_all_modules_of_the_lock(tmp_p
 
 def holds_a_tree(tree: Path, *command: object) -> None:
     """Fail unless a program can lock a tree as any process does."""
-    tree.mkdir(exist_ok=True)
     lock = source_tree_lock(tree)
-    process = subprocess.Popen(
-        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
+    with Child("import os; os.execvp(sys.argv[1], sys.argv[1:])", *command, tree) as child:
+        child.expect("held")
         assert not is_free(lock.lock_file)
         assert not is_free(tree)
-        process.communicate("\n", timeout=LIMIT)
-        assert process.returncode == 0
-        assert not lock.locked()
-    finally:
-        process.kill()
-        process.wait(LIMIT)
+        assert child.end() == 0
+    assert not lock.locked()
 
 
-def test_a_zipapp_can_lock(tmp_path: Path) -> None:
+def test_a_zipapp_can_lock(tree: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(SOURCE, source / SOURCE.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(typing_extensions.__file__, source)  # which older Pythons need
     (source / "program.py").write_text(PROGRAM)
     archive = tmp_path / "program.pyz"
     zipapp.create_archive(source, archive, main="program:main")
-    holds_a_tree(tmp_path / "tree", sys.executable, "-I", "-S", archive, tmp_path / "tree")
-
-
-#: How each makes a program of `program.py` in the working directory, and how it is run: `{bin}` has
-#: the programs of an environment with the library, `{site}` its modules, `{python}` runs it.
-FREEZERS: dict[str, tuple[str, ...]] = {
-    "pyinstaller": ("{bin}/pyinstaller --onefile --log-level ERROR program.py", "dist/program"),
-    "cx_Freeze": ("{bin}/cxfreeze --script program.py build_exe --build-exe dist", "dist/program"),
-    "shiv": (
-        "mkdir packed; cp -r {site}/source_tree_lock program.py packed",
-        "{bin}/shiv --site-packages packed -e program:main -o p.pyz",
-        "{python} p.pyz",
-    ),
-    "pex": (
-        "mkdir sources; cp program.py sources",
-        "{bin}/pex source-tree-lock -D sources --venv-repository {bin}/.. -m program:main -o p.pex",
-        "{python} p.pex",
-    ),
-}
-
-
-def sh(command: str, cwd: Path) -> None:
-    """Run a command, which must end well."""
-    run = ["sh", "-ec", f"exec < /dev/null 2>&1; {command}"]
-    done = subprocess.run(run, cwd=cwd, stdout=subprocess.PIPE, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A new virtual environment, in which the library is installed."""
-    project = Path(__file__).parents[2]
-    if not (project / "pyproject.toml").exists():
-        pytest.skip("the project of the library is not beside its tests")
-    directory = tmp_path_factory.mktemp("freezers")
-    install = f"bin/python -m pip install -q {shlex.quote(str(project))}"
-    sh(f"{sys.executable} -m venv . && {install}", directory)
-    [site] = directory.glob("lib/python*/site-packages")
-    return {"bin": f"{directory}/bin", "site": str(site), "python": sys.executable}
+    holds_a_tree(tree, sys.executable, "-I", "-S", archive)
 
 
 @pytest.mark.once
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("freezer", FREEZERS)
-def test_a_frozen_program_can_lock(
-    freezer: str, long_run: bool, request: pytest.FixtureRequest, tmp_path: Path
+def test_a_program_that_pyinstaller_froze_can_lock(
+    long_run: bool, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not long_run:
         pytest.skip("only with --long: it installs and runs a whole freezer")
-    names = request.getfixturevalue("environment")
-    monkeypatch = request.getfixturevalue("monkeypatch")
-    sh(f"{names['bin']}/python -m pip install -q {freezer}", tmp_path)
-    for variable in ("SHIV_ROOT", "PEX_ROOT", "PYINSTALLER_CONFIG_DIR"):
-        monkeypatch.setenv(variable, str(tmp_path / "cache"))
-    *make, program = FREEZERS[freezer]
+    monkeypatch.setenv("PYINSTALLER_CONFIG_DIR", str(tmp_path / "cache"))
     (tmp_path / "program.py").write_text(PROGRAM)
-    sh("; ".join(make).format(**names), tmp_path)
-    monkeypatch.chdir(tmp_path)
-    holds_a_tree(tmp_path / "tree", *program.format(**names).split(), tmp_path / "tree")
+    make = """
+        "$1" -m venv new
+        new/bin/python -m pip install -q "$2" pyinstaller
+        new/bin/pyinstaller --onefile --log-level ERROR program.py
+    """
+    project = str(Path(__file__).parents[2])
+    command = ["sh", "-ec", make, "sh", sys.executable, project]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=600)
+    holds_a_tree(tree, tmp_path / "dist" / "program")
