@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 from support import Child
@@ -85,13 +83,3 @@ def a_record(**changes: object) -> bytes:
         **changes,
     }
     return json.dumps({name: value for name, value in fields.items() if value != "absent"}).encode()
-
-
-@contextmanager
-def mounted(*arguments: str | Path) -> Iterator[None]:
-    if subprocess.run(["mount", *arguments], stderr=PIPE).returncode != 0:
-        pytest.skip(f"cannot mount {arguments}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", arguments[-1]], check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -40,14 +40,11 @@ def test_a_lone_surrogate_in_a_windows_path_is_hashed_as_itself() -> None:
     assert len({cache_digest(PureWindowsPath(path)) for path in surrogates}) == len(surrogates)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [PurePosixPath("relative/tree"), PurePosixPath()]
-    + [PureWindowsPath(path) for path in ("relative\\tree", "C:relative", "\\without\\drive")],
-)
-def test_a_relative_path_has_no_digest(path: PurePath) -> None:
-    with pytest.raises(ValueError, match="absolute"):
-        cache_digest(path)
+def test_a_relative_path_has_no_digest() -> None:
+    relative = ("relative\\tree", "C:relative", "\\without\\drive")
+    for path in (PurePosixPath("relative/tree"), PurePosixPath(), *map(PureWindowsPath, relative)):
+        with pytest.raises(ValueError, match="absolute"):
+            cache_digest(path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file names are no bytes on Windows")

@@ -7,29 +7,18 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from support import WITHOUT_ROOTS_RIGHTS, Child, is_free
+from support import WITHOUT_ROOTS_RIGHTS, Child, held_elsewhere, is_free, own_mounts
 
 from source_tree_lock import LockUnavailable, source_tree_lock
 
-pytestmark = [
-    pytest.mark.skipif(os.name != "posix", reason="Windows has tests of its own"),
-    pytest.mark.usefixtures("no_leaks"),
-]
+pytestmark = pytest.mark.usefixtures("no_leaks")
 MonkeyPatch = pytest.MonkeyPatch
-
-#: Tells the error of one attempt. Arguments: the tree.
-REFUSED = """
-    from source_tree_lock import LockUnavailable, source_tree_lock
-    try:
-        source_tree_lock(sys.argv[1]).acquire()
-    except LockUnavailable as error:
-        tell(error.errno, error)
-    heard()
-"""
 
 
 @pytest.fixture
@@ -38,13 +27,9 @@ def lock_file(tree: Path) -> Path:
     return source_tree_lock(tree).lock_file
 
 
-def failing(name: str) -> Callable[..., Any]:
+def failing(name: str) -> Mock:
     """A system call that fails."""
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
-
-    return fail
+    return Mock(side_effect=OSError(getattr(errno, name), os.strerror(getattr(errno, name))))
 
 
 @pytest.mark.parametrize(
@@ -150,13 +135,11 @@ def test_a_new_lock_file_has_mode_0666_whatever_the_umask_and_also_where_links_a
     monkeypatch.setattr(os, "link", failing(link) if link else checked_link)
     if fchmod:
         monkeypatch.setattr(os, "fchmod", failing(fchmod))
-    umask = os.umask(0o077)
-    try:
-        with source_tree_lock(tree, timeout=0):
-            assert fchmod or stat.S_IMODE(lock_file.stat().st_mode) == 0o666
-            assert not is_free(lock_file)
-    finally:
-        os.umask(umask)
+    with ExitStack() as stack:
+        stack.callback(os.umask, os.umask(0o077))
+        stack.enter_context(source_tree_lock(tree, timeout=0))
+        assert fchmod or stat.S_IMODE(lock_file.stat().st_mode) == 0o666
+        assert not is_free(lock_file)
     status = lock_file.stat()
     assert status.st_nlink == 1
     with source_tree_lock(tree, timeout=0):
@@ -198,7 +181,50 @@ def test_a_lock_file_that_exists_is_opened_without_o_creat(
         assert not is_free(lock_file)
 
 
-OUR_OWN_LIMITS = ("EMFILE", "ENFILE", "ENOMEM")
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda path: path.symlink_to("private"), "ELOOP"),
+        (lambda path: path.symlink_to("nowhere"), "ELOOP"),
+        (os.mkdir, "EISDIR"),
+        (os.mkfifo, "EINVAL"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_and_not_touched(
+    make: Callable[[Path], None], name: str, tree: Path, lock_file: Path
+) -> None:
+    private = lock_file.with_name("private")
+    private.write_text("private")
+    make(lock_file)
+    before = sorted((path, path.lstat().st_ino) for path in lock_file.parent.iterdir())
+    with pytest.raises(LockUnavailable) as caught:
+        source_tree_lock(tree).acquire()
+    assert (caught.value.errno, caught.value.filename) == (getattr(errno, name), str(lock_file))
+    assert before == sorted((path, path.lstat().st_ino) for path in lock_file.parent.iterdir())
+    assert private.read_text() == "private"
+    assert (is_free(private), is_free(tree)) == (True, True)
+
+
+def test_a_file_with_another_name_is_locked_but_never_written_to(
+    tree: Path, lock_file: Path
+) -> None:
+    private = lock_file.with_name("private")
+    private.write_text("private")
+    os.link(private, lock_file)
+    with source_tree_lock(tree, timeout=0):
+        assert not is_free(private)
+        assert private.read_text() == "private"
+    assert private.read_text() == "private"
+
+
+def test_a_lock_file_on_a_read_only_file_system_is_locked(tree: Path, lock_file: Path) -> None:
+    lock_file.touch()
+    mount = 'mount --bind -o ro "$0" "$0" && exec "$@"'
+    prefix = (*own_mounts(), "sh", "-c", mount, str(lock_file.parent))
+    with held_elsewhere(tree, prefix=prefix):
+        assert not is_free(lock_file)
+
+
 #: Errors of opening a lock file, or of making one, and what to do.
 ADVICE = [
     ("open", "EACCES EPERM", "mode 0666 .* SOURCE_TREE_LOCK_DIR"),
@@ -223,9 +249,9 @@ def test_each_error_says_what_to_do(
             failing("ENOENT" if what == "make" and not flags & os.O_CREAT else name)()
         return os_open(path, flags, *rest, **options)
 
-    # For want of our own resources, nobody gets in by the tree alone: another process may well
-    # make the file.
-    lock = source_tree_lock(tree, lock_dir=None if name in OUR_OWN_LIMITS else tmp_path)
+    # Nobody gets in by the tree alone because this process has no memory or descriptors left.
+    is_own_limit = name in ("EMFILE", "ENFILE", "ENOMEM")
+    lock = source_tree_lock(tree, lock_dir=None if is_own_limit else tmp_path)
     os_open = os.open
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(LockUnavailable, match=advice) as caught:
@@ -243,9 +269,17 @@ def test_each_error_says_what_to_do(
 def test_where_there_may_be_a_lock_file_and_permission_is_missing_nobody_gets_in(
     directory: int, file: int | None, tree: Path, lock_file: Path, temp_dir: Path
 ) -> None:
+    script = """
+        from source_tree_lock import LockUnavailable, source_tree_lock
+        try:
+            source_tree_lock(sys.argv[1]).acquire()
+        except LockUnavailable as error:
+            tell(error.errno, error)
+        heard()
+    """
     if file is not None:
         lock_file.touch(mode=file)
     temp_dir.chmod(directory)
-    with Child(REFUSED, tree, prefix=WITHOUT_ROOTS_RIGHTS) as child:
+    with Child(script, tree, prefix=WITHOUT_ROOTS_RIGHTS) as child:
         assert re.match(rf"{errno.EACCES} .*lock_dir or SOURCE_TREE_LOCK_DIR", child.line())
         assert is_free(tree)

@@ -12,10 +12,7 @@ from support import is_free
 
 from source_tree_lock import LockUnavailable, SourceTreeLockError, cache_digest, source_tree_lock
 
-pytestmark = [
-    pytest.mark.skipif(os.name != "posix", reason="Windows has tests of its own"),
-    pytest.mark.usefixtures("no_leaks"),
-]
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 def test_every_spelling_of_a_path_leads_to_one_lock_file(

@@ -45,18 +45,6 @@ COUNT = """
     tell("done")
     heard()
 """
-#: Tells what hands its hold over.
-HAND_OVER = """
-    from source_tree_lock import source_tree_lock
-    with source_tree_lock(sys.argv[1]) as lock:
-        tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
-        heard()
-"""
-#: Tells whether it gets in at the first attempt.
-TRY = """
-    from source_tree_lock import source_tree_lock
-    tell(source_tree_lock(sys.argv[1]).acquire(blocking=False))
-"""
 #: A build that says in files where it is, and waits for one: `go`.
 SETUP = f"""
     import os, sys, time
@@ -107,13 +95,9 @@ def test_processes_are_never_inside_at_once(is_handed_over: bool, tree: Path) ->
                 child.say()
 
 
-def test_the_record_names_the_holder_until_it_leaves_and_a_wait_ends(
-    tree: Path, holder: WindowsChild
-) -> None:
-    told = []
-
+def test_the_record_names_the_holder_until_it_leaves(tree: Path, holder: WindowsChild) -> None:
     def let_go(wait: Wait) -> None:
-        told.append(wait.holder)
+        assert wait.holder == found
         holder.say()
 
     with pytest.raises(LockTimeout, match=rf"python\.exe \(pid {holder.pid}\)"):
@@ -127,7 +111,6 @@ def test_the_record_names_the_holder_until_it_leaves_and_a_wait_ends(
         assert file.read(1) == b"{"
     with lock:
         holder.expect("released")
-    assert told == [found]
     assert lock.holder() is None
 
 
@@ -143,10 +126,20 @@ def test_a_killed_holder_keeps_nobody_out(tree: Path, holder: WindowsChild) -> N
 
 def test_a_child_enters_the_hold_that_was_handed_to_it_while_that_lasts(tree: Path) -> None:
     def tries(environ: dict[str, str]) -> str:
-        with WindowsChild(TRY, tree, environ=environ) as child:
+        script = """
+            from source_tree_lock import source_tree_lock
+            tell(source_tree_lock(sys.argv[1]).acquire(blocking=False))
+        """
+        with WindowsChild(script, tree, environ=environ) as child:
             return child.line()
 
-    with WindowsChild(HAND_OVER, tree) as dying:
+    script = """
+        from source_tree_lock import source_tree_lock
+        with source_tree_lock(sys.argv[1]) as lock:
+            tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
+            heard()
+    """
+    with WindowsChild(script, tree) as dying:
         environ = {"SOURCE_TREE_LOCK_HELD": dying.line()}
         assert (tries(environ), tries({})) == ("True", "False")
         dying.kill()
@@ -154,9 +147,7 @@ def test_a_child_enters_the_hold_that_was_handed_to_it_while_that_lasts(tree: Pa
         assert tries(environ) == "False"
 
 
-def test_threads_exclude_each_other_and_one_enters_again_what_it_holds(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_threads_exclude_each_other_and_one_enters_again(tree: Path, tmp_path: Path) -> None:
     lock = source_tree_lock(tree)
     other = source_tree_lock(tree, lock_dir=tmp_path / "locks")
     with lock:
@@ -181,9 +172,7 @@ def test_a_wait_that_was_given_up_leaves_nothing_open(tree: Path, holder: Window
     source_tree_lock(tree).lock_file.unlink()
 
 
-def test_a_waiting_task_lets_others_run_and_enters_in_the_end(
-    tree: Path, holder: WindowsChild
-) -> None:
+def test_a_waiting_task_lets_others_run(tree: Path, holder: WindowsChild) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         # The holder lets go only if the loop runs during the wait.
