@@ -16,9 +16,6 @@ from support import Child
 from source_tree_lock import Holder, LockTimeout, Wait, source_tree_lock
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-root_only = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="mounts and namespaces, as root"
-)
 
 #: Holds the lock file itself, by a bare flock(2), and tells it. Arguments: the lock file.
 BARE = """
