@@ -1,1 +1,0 @@
-"""What others can know of a holder, tested."""

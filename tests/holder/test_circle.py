@@ -8,19 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import (
-    Child,
-    stop_for_good,
-    wait_until,
-    wait_until_blocked,
-    waiters,
-)
+from support import Child, stop_for_good, wait_until, wait_until_blocked, waiters
 
 from source_tree_lock import _deadlocks, _wait, source_tree_lock
 
-from .crowd import flock_1, linux_only
+from .crowd import BECOMES, flock_1, linux_only
 
 pytestmark = [
     linux_only,
@@ -34,34 +29,18 @@ LOGS = """
     _wait.CHECK_AFTER = 0.2
     logging.basicConfig(level="WARNING", stream=sys.stdout, format="warned: %(message)s")
 """
-#: Takes a tree, and when it is told so another one inside. Arguments: the two trees.
+#: Takes a tree, and when it is told so another one inside. Arguments: the two trees, and how.
 TAKES_TWO = f"""{LOGS}
+    second = source_tree_lock(sys.argv[2])
     with source_tree_lock(sys.argv[1]):
         tell("held")
         heard()
-        WAIT
+        exec(sys.argv[3])
         tell("in")
 """
-IN_A_TASK = f"""{LOGS}
-    async def main():
-        async with source_tree_lock(sys.argv[1]):
-            tell("held")
-            heard()
-            async with source_tree_lock(sys.argv[2]):
-                tell("in")
-    asyncio.run(main())
-"""
-SECOND = "source_tree_lock(sys.argv[2]"
-WAITS = {
-    "for ever": TAKES_TWO.replace("WAIT", f"{SECOND}).acquire()"),
-    "steered": TAKES_TWO.replace(
-        "WAIT", f"{SECOND}, timeout=60, while_waiting=lambda _: None).acquire()"
-    ),
-    "in short attempts": TAKES_TWO.replace(
-        "WAIT", f"while not {SECOND}).acquire(timeout=0.2): pass"
-    ),
-    "in a task": IN_A_TASK,
-}
+WAIT = "second.acquire()"
+WAIT_SHORTLY = "while not second.acquire(timeout=0.2): pass"
+WAIT_IN_A_TASK = "asyncio.run(second.__aenter__())"
 RUN = [sys.executable, "-m", "source_tree_lock", "run", "--quiet"]
 
 
@@ -79,17 +58,16 @@ def ended() -> Iterator[ExitStack]:
         yield stack
 
 
-def started(stack: ExitStack, script: str, *arguments: object, **options: object) -> Child:
+def started(stack: ExitStack, script: str, *arguments: object, **options: Any) -> Child:
     """A child that is inside its first tree."""
-    child = stack.enter_context(Child(script, *arguments, **options))  # type: ignore[arg-type]
+    child = stack.enter_context(Child(script, *arguments, **options))
     child.expect("held")
     return child
 
 
 def command(stack: ExitStack, *words: object) -> Child:
     """A command that has told `held`; its children end with it."""
-    script = "import os; os.setsid(); os.execvp(sys.argv[1], sys.argv[1:])"
-    child = started(stack, script, *words)
+    child = started(stack, f"import os; os.setsid(); {BECOMES}", *words)
     stack.callback(stop_for_good, child.process)
     return child
 
@@ -106,7 +84,10 @@ def links(warning: str) -> set[tuple[int, str, str]]:
 
 @pytest.mark.parametrize(
     ("way", "number", "own_temp_dirs"),
-    [*((way, 2, False) for way in WAITS), ("for ever", 3, False), ("for ever", 2, True)],
+    [
+        *((way, 2, False) for way in (WAIT, WAIT_SHORTLY, WAIT_IN_A_TASK)),
+        *((WAIT, 3, False), (WAIT, 2, True)),
+    ],
 )
 def test_processes_that_wait_for_each_other_are_named_with_their_trees(
     way: str, number: int, own_temp_dirs: bool, trees: list[Path], ended: ExitStack
@@ -114,13 +95,13 @@ def test_processes_that_wait_for_each_other_are_named_with_their_trees(
     """With temporary directories of their own, they meet at the trees, not at the lock files."""
     some = trees[:number]
     after = [*some[1:], some[0]]
-    children = [
-        started(ended, WAITS[way], *pair, environ={"TMPDIR": str(pair[0])} if own_temp_dirs else {})
-        for pair in zip(some, after, strict=True)
-    ]
+    children = []
+    for pair in zip(some, after, strict=True):
+        environ = {"TMPDIR": str(pair[0])} if own_temp_dirs else {}
+        children.append(started(ended, TAKES_TWO, *pair, way, environ=environ))
     for child in children:
         child.say()
-        if way != "in short attempts":  # between two of them it stands in no queue
+        if way != WAIT_SHORTLY:  # between two of them it stands in no queue
             wait_until_blocked(child.pid)
     # The last one checks when all of them wait.
     assert links(children[-1].line()) == {
@@ -129,19 +110,14 @@ def test_processes_that_wait_for_each_other_are_named_with_their_trees(
     }
 
 
-@pytest.mark.parametrize("locked", ["lock file", "tree"])
 def test_a_circle_that_another_program_closes_later_is_found_then(
-    locked: str, trees: list[Path], ended: ExitStack
+    trees: list[Path], ended: ExitStack
 ) -> None:
     """flock(1) never checks; it takes the second lock when the wait has lasted longer than that."""
     one, two, _ = trees
-    ours = started(ended, WAITS["for ever"], two, one)
-    first, second = one, two
-    if locked == "lock file":
-        first, second = (source_tree_lock(each).lock_file for each in (one, two))
-    flock = command(
-        ended, "flock", first, "sh", "-c", f"echo held; read word; exec flock '{second}' true"
-    )
+    ours = started(ended, TAKES_TWO, two, one, WAIT)
+    script = f"echo held; read word; exec flock '{two}' true"
+    flock = command(ended, "flock", one, "sh", "-c", script)
     ours.say()
     assert _wait.CHECK_AFTER == 1
     wait_until_blocked(ours.pid)
@@ -156,16 +132,11 @@ def test_a_holder_is_named_for_what_its_command_waits_for(
 ) -> None:
     """The command, below flock(1) or `run`, holds nothing itself, and waits."""
     one, two, _ = trees
-    lock_file = source_tree_lock(one).lock_file
-    lock_file.touch()
-    prefix = {
-        "flock lock file": ["flock", lock_file],
-        "flock tree": ["flock", one],
-        "run": [*RUN, one, "--"],
-    }[holds]
+    locked = source_tree_lock(one).lock_file if holds == "flock lock file" else one
+    prefix = [*RUN, one, "--"] if holds == "run" else ["flock", locked]
     waits = " ".join(f"'{word}'" for word in [*RUN, two, "--", "true"])
     other = command(ended, *prefix, "sh", "-c", f"echo held; read word; {waits}")
-    ours = started(ended, WAITS["for ever"], two, one)
+    ours = started(ended, TAKES_TWO, two, one, WAIT)
     other.say()
     wait_until(lambda: bool(waiters(source_tree_lock(two).lock_file)))
     ours.say()
@@ -176,10 +147,10 @@ def test_a_circle_through_a_lock_that_is_not_ours_is_found(
     trees: list[Path], ended: ExitStack, tmp_path: Path
 ) -> None:
     """As with uv's lock of a cache entry, below which a hook waits for the tree."""
-    one, file = trees[0], tmp_path / "cache"
+    one, unused, _ = trees
+    file = tmp_path / "cache"
     file.touch()
-    waits = f"{LOGS}\n    tell('held')\n    heard()\n    source_tree_lock(sys.argv[1]).acquire()"
-    ours = started(ended, waits, one, prefix=("flock", str(file)))
+    ours = started(ended, TAKES_TWO, unused, one, WAIT, prefix=("flock", str(file)))
     script = f"echo held; read word; exec flock '{file}' true"
     other = command(ended, *RUN, one, "--", "sh", "-c", script)
     other.say()
@@ -190,8 +161,6 @@ def test_a_circle_through_a_lock_that_is_not_ours_is_found(
     assert f"for flock (pid {ours.pid}), waits" in warning
     other.kill()  # or else it gets what it waits for
 
-
-# No claim where there is none
 
 #: Takes all trees, one inside the other, and checks its waits again and again.
 IN_ONE_ORDER = f"""{LOGS}
@@ -222,15 +191,11 @@ def test_a_crowd_that_takes_trees_in_one_order_is_warned_of_nothing(
         child.expect("done")
 
 
-@pytest.mark.parametrize("second", [[], ["another circle"]])
 def test_a_circle_that_is_not_there_at_a_second_look_is_not_claimed(
-    second: list[str],
-    trees: list[Path],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    trees: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The kernel's list is read in pieces, and others go on between them."""
-    looks = [["a circle"], second]
+    looks = [["a circle"], ["another circle"]]
     monkeypatch.setattr(_deadlocks, "_find_circle", lambda _: looks.pop(0) if looks else [])
     monkeypatch.setattr(_wait, "CHECK_AFTER", 0.05)
     with flock_1(source_tree_lock(trees[0]).lock_file):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
+import re
+import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import LIMIT, WITHOUT_ROOTS_RIGHTS, Child, is_free
+from support import WITHOUT_ROOTS_RIGHTS, Child, is_free, own_mounts
 
 from source_tree_lock import Holder, source_tree_lock
 from source_tree_lock._proc import Record, read_record
 
-from .crowd import a_record, awaited_holder, flock_1, linux_only, mounted, record_of, root_only
+from .crowd import a_record, awaited_holder, flock_1, linux_only, record_of
 
 pytestmark = linux_only
 
@@ -23,19 +24,17 @@ def read(lock_file: Path, record: bytes) -> Record | None:
     return read_record(str(lock_file))
 
 
-#: The values of a field that make no sense. Without those of the first two there is no record.
+BAD_NAMES = [
+    *("absent", "", 7, None, ["build"], "x" * 65, "two words", "../../etc/passwd", "$(reboot)"),
+    *("bäcker", "two\nlines", "\033[31mred", "\x9b31mred", "nul\0", "\u202egnp.exe", "\ud800"),
+]
+#: The values of a field that make no sense. Without a pid or a token there is no record.
 BAD_VALUES: dict[str, list[object]] = {
     "pid": ["absent", 0, -1, 2**31, 10**400, 4711.0, True, "4711", None, float("nan"), [4711]],
-    "token": ["absent", "", 7, "\033c"],
     "since": ["absent", float("nan"), float("inf"), -1.0, 1e300, True, "yesterday", 2.0**32],
-    "program": [
-        *("absent", "", 7, None, "x" * 65, "two words", "../../etc/passwd", "$(reboot)", "bäcker"),
-        *("two\nlines", "\033[31mred", "\x9b31mred", "nul\0", "\u202egnp.exe", "\ud800", ["build"]),
-    ],
-    "host": ["absent", "", {}, "\033]0;title\007", "x" * 65],
-    "user": ["absent", "", 7, "\033[31mred", "x" * 65],
     "pid_namespace": ["absent", -1, 2**65, 1.5, False],
-    "boot": ["absent", "", 7, "another"],
+    "boot": [*BAD_NAMES, "another"],
+    **{name: [*BAD_NAMES] for name in ("token", "program", "host", "user")},
 }
 
 
@@ -47,9 +46,10 @@ def test_a_value_that_makes_no_sense_is_unknown(name: str, tmp_path: Path) -> No
     assert (good.token, good.for_children) == ("ab" * 16, False)
     for value in BAD_VALUES[name]:
         record = read(tmp_path / "a.lock", a_record(**{name: value}))
-        assert (record is None) == (name in ("pid", "token")), value
-        if record is None:
+        if name in ("pid", "token"):
+            assert record is None, value
             continue
+        assert record is not None, value
         assert record.holder.pid == os.getpid(), value
         assert record.holder.is_local == (name not in ("pid_namespace", "boot", "host")), value
         assert getattr(record.holder, name, None) is None, value
@@ -64,75 +64,38 @@ def test_only_the_record_of_a_process_that_died_here_is_stale(tmp_path: Path) ->
         assert record.is_stale() == (changes == {})
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        *(b"", b"\n" * 512, b"\0" * 150, b"{", b"[]", b"4711", b"null", b"NaN", b"\xff\xfe\x00"),
-        *(b"[" * 4096, b'{"a":' * 800, b"\033[2J" * 100, b"x" * 3_000_000),
-        *('{"program": "Bäcker"}'.encode("latin-1"), b'{"pid": 1, "token": "a"} {}'),
-        b'{"pid": 1, "token": "a", "more": "%s"}' % (b"y" * 512),
-    ],
-    ids=lambda data: repr(data)[:24],
-)
-def test_what_is_no_record_is_none(data: bytes, tmp_path: Path) -> None:
-    assert read(tmp_path / "a.lock", data) is None
-
-
-@pytest.mark.parametrize("kind", ["symlink", "fifo", "directory", "missing"])
-def test_what_is_no_lock_file_has_no_record(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.lock"
-    if kind == "symlink":
-        assert read(tmp_path / "target", a_record()) is not None
-        path.symlink_to(tmp_path / "target")
-    elif kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    assert read_record(str(path)) is None
+def test_what_is_no_record_is_none(tmp_path: Path) -> None:
+    for junk in (
+        *(b"", b"\n" * 512, b"{", b"[]", b"4711", b"null", b"\xff\xfe", b"[" * 4096),
+        *(b'{"a":' * 800, b"x" * 3_000_000, b'{"pid": 1, "token": "a"} {}'),
+        a_record(more="y" * 512),
+    ):
+        assert read(tmp_path / "a.lock", junk) is None, junk[:24]
+    assert read(tmp_path / "target", a_record()) is not None
+    (tmp_path / "symlink").symlink_to("target")
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("symlink", "fifo", "temp", "missing"):
+        assert read_record(str(tmp_path / name)) is None, name
 
 
 def test_junk_in_a_lock_file_keeps_nobody_from_locking_and_reaches_no_log(
     tree: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "source_tree_lock")
+    caplog.set_level("DEBUG")
     lock_file = source_tree_lock(tree).lock_file
     lock_file.write_bytes(b"\033[31mEVIL\033]0;\007" * 200_000)
     with flock_1(lock_file):
         told = caplog.text + str(awaited_holder(tree))
-    assert "EVIL" not in told
-    assert "\033" not in told
-    with source_tree_lock(tree, timeout=LIMIT):
+    assert not re.search("EVIL|\033", told)
+    with source_tree_lock(tree, timeout=0):
         # What is left of it behind the record would make the record junk.
         assert record_of(lock_file)["pid"] == os.getpid()
     assert lock_file.read_bytes()[:512].strip() == b""
 
 
-@pytest.fixture
-def lock_dir(request: pytest.FixtureRequest, tree: Path, tmp_path: Path) -> Iterator[Path]:
-    """A lock directory where no record can be written."""
-    directory = tmp_path / "locks"
-    directory.mkdir()
-    lock_file = source_tree_lock(tree, lock_dir=directory).lock_file
-    if request.param == "full":
-        with mounted("-t", "tmpfs", "-o", "size=4k", "tmpfs", directory):
-            (directory / "filling").write_bytes(b"x" * 4096)
-            yield directory
-            assert lock_file.stat().st_size == 0
-        return
-    lock_file.write_bytes(b"of somebody else" * 20)
-    if request.param == "read-only":
-        lock_file.chmod(0o444)
-    else:
-        os.link(lock_file, tmp_path / "private")
-    yield directory
-    assert lock_file.read_bytes() == b"of somebody else" * 20
-
-
-@pytest.mark.parametrize(
-    "lock_dir", [pytest.param("full", marks=root_only), "read-only", "hard link"], indirect=True
-)
+@pytest.mark.parametrize("why", ["full", "read-only"])
 def test_where_no_record_can_be_written_the_tree_is_held_and_handed_over_nevertheless(
-    lock_dir: Path, tree: Path
+    why: str, tree: Path, tmp_path: Path
 ) -> None:
     hold = """
         from source_tree_lock import source_tree_lock
@@ -141,14 +104,27 @@ def test_where_no_record_can_be_written_the_tree_is_held_and_handed_over_neverth
             heard()
         tell("released")
     """
+    lock_dir = tmp_path / "locks"
+    lock_dir.mkdir()
     lock = source_tree_lock(tree, lock_dir=lock_dir)
-    with Child(hold, tree, lock_dir, prefix=WITHOUT_ROOTS_RIGHTS) as child:
-        environ = {"SOURCE_TREE_LOCK_HELD": child.line()}
-        assert not is_free(lock.lock_file)
-        assert (holder := lock.holder()) is not None
-        assert holder.pid == child.pid
-        with Child(hold, tree, lock_dir, environ=environ) as handed:
-            handed.line()
-        child.say()
-        child.expect("released")
+    content = b"" if why == "full" else b"of somebody else" * 20
+    with ExitStack() as stack:
+        if why == "full":
+            own_mounts()  # skips the test where nobody may mount
+            command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(lock_dir)]
+            subprocess.run(command, check=True)
+            stack.callback(subprocess.run, ["umount", "--lazy", str(lock_dir)], check=True)
+        (lock_dir / "filling").write_bytes(b"x" * 4096)
+        lock.lock_file.write_bytes(content)
+        lock.lock_file.chmod(0o666 if why == "full" else 0o444)
+        with Child(hold, tree, lock_dir, prefix=WITHOUT_ROOTS_RIGHTS) as child:
+            environ = {"SOURCE_TREE_LOCK_HELD": child.line()}
+            assert not is_free(lock.lock_file)
+            assert (holder := lock.holder()) is not None
+            assert holder.pid == child.pid
+            with Child(hold, tree, lock_dir, environ=environ) as handed:
+                handed.line()
+            child.say()
+            child.expect("released")
         assert is_free(lock.lock_file)
+        assert lock.lock_file.read_bytes() == content

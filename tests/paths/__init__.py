@@ -1,1 +1,0 @@
-"""From a path to the two inodes, tested."""

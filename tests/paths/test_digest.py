@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pytest
@@ -40,25 +40,16 @@ def test_a_lone_surrogate_in_a_windows_path_is_hashed_as_itself() -> None:
     assert len({cache_digest(PureWindowsPath(path)) for path in surrogates}) == len(surrogates)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [PurePosixPath("relative/tree"), PurePosixPath()]
-    + [PureWindowsPath(path) for path in ("relative\\tree", "C:relative", "\\without\\drive")],
-)
-def test_a_relative_path_has_no_digest(path: PurePath) -> None:
-    with pytest.raises(ValueError, match="absolute"):
-        cache_digest(path)
+def test_a_relative_path_has_no_digest() -> None:
+    relative = ("relative\\tree", "C:relative", "\\without\\drive")
+    for path in (PurePosixPath("relative/tree"), PurePosixPath(), *map(PureWindowsPath, relative)):
+        with pytest.raises(ValueError, match="absolute"):
+            cache_digest(path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="file names are no bytes on Windows")
 @pytest.mark.parametrize(
-    "name",
-    [
-        b"a tree with spaces, 'quotes' and ; semicolons",
-        "zwölf Boxkämpfer \U0001f512 日本語".encode(),
-        b"not UTF-8: \xff\xfe\xc3",
-        b"a\nline\tbreak",
-    ],
+    "name", ["'a' tree;\nBäume \U0001f512 日本語".encode(), b"not UTF-8: \xff"]
 )
 def test_a_real_uv_build_leaves_the_lock_file_that_we_name(
     name: bytes, tmp_path: Path, temp_dir: Path

@@ -1,1 +1,0 @@
-"""What each system does in its own way, tested."""

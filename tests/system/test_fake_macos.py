@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,8 +30,7 @@ def test_macos_locks_the_tree_and_the_file_and_names_the_holder_by_its_record(
     with macos.lock(tree) as lock:
         assert not is_free(tree)
         assert not is_free(lock.lock_file)
-        assert lock.tree == tree
-        assert lock.locked()
+        assert (lock.tree, lock.locked()) == (tree, True)
         error = in_thread(macos.lock(tree, timeout=0.02).acquire)
         assert isinstance(error, macos.library.LockTimeout)
         assert error.holder.pid == os.getpid()
@@ -45,27 +44,17 @@ def test_macos_locks_the_tree_and_the_file_and_names_the_holder_by_its_record(
 def test_macos_lets_in_who_has_the_token_while_the_tree_is_locked(
     macos: MacOS, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def enters() -> bool:
-        child = macos.lock(tree)
-        is_entered = child.acquire(blocking=False)
-        if is_entered:
-            assert child.lock_file.name.endswith(".1.lock")
-            child.release()
-        return bool(is_entered)
-
     with macos.lock(tree) as lock:
-        assert not in_thread(enters)
         # Forgotten by this process, it is the hold of another one.
         holds = macos.module("._hold")._holds
-        hold = holds.pop(hold_of := next(iter(holds)))
-        monkeypatch.setenv("SOURCE_TREE_LOCK_HELD", "[]")
-        assert not enters()
-        holds[hold_of] = hold
-        handed_over = lock.environ
+        saved = dict(holds)
+        handed_over = lock.environ["SOURCE_TREE_LOCK_HELD"]
         holds.clear()
-        monkeypatch.setenv("SOURCE_TREE_LOCK_HELD", handed_over["SOURCE_TREE_LOCK_HELD"])
-        assert enters()
-        holds[hold_of] = hold
+        assert not macos.lock(tree).acquire(blocking=False)
+        monkeypatch.setenv("SOURCE_TREE_LOCK_HELD", handed_over)
+        with macos.lock(tree) as child:
+            assert child.lock_file.name.endswith(".1.lock")
+        holds.update(saved)
         record = lock.lock_file.read_text()
     lock.lock_file.write_text(record)  # what is left there makes nobody a holder
     with macos.lock(tree) as lock:
@@ -75,17 +64,14 @@ def test_macos_lets_in_who_has_the_token_while_the_tree_is_locked(
 def test_macos_has_a_temporary_directory_for_each_user_and_prefers_tmpdir(
     macos: MacOS, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    confstr: Callable[[int], str | None]
-    for confstr, expected in (
-        (lambda name: {65537: "/var/folders/zz/T/"}[name], "/var/folders/zz/T"),
-        (lambda name: None, "/tmp"),  # POSIX: a name that is known and has no value
-        (lambda name: os.ttyname(-1), "/tmp"),
-    ):
-        monkeypatch.setattr(os, "confstr", confstr)
+    values = {65537: "/var/folders/zz/T/"}
+    monkeypatch.setattr(os, "confstr", values.get)
+    for expected in ("/var/folders/zz/T", "/tmp"):
         monkeypatch.setenv("TMPDIR", "/set/by/hand")
         assert macos.lock(tree).lock_file.parent == Path("/set/by/hand")
         monkeypatch.delenv("TMPDIR")
         assert macos.lock(tree).lock_file.parent == Path(expected)
+        values.clear()  # POSIX: None for a name that is known and has no value
 
 
 def test_macos_gives_each_name_the_case_that_it_has_on_disk(

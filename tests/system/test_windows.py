@@ -15,12 +15,11 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from support import HOLD, Child, in_thread, is_taken, wait_until
-from typing_extensions import Self
 
 from source_tree_lock import LockTimeout, LockUnavailable, Wait, source_tree_lock
 
@@ -33,21 +32,19 @@ pytestmark = pytest.mark.timeout(900)
 
 #: Enters ten times; two processes inside at once find each other's file.
 COUNT = """
-    import os, sys, time
+    import os, time
     from source_tree_lock import source_tree_lock
     inside = os.path.join(sys.argv[1], "inside")
     tell("ready")
     heard()
     for _ in range(10):
         with source_tree_lock(sys.argv[1]):
-            os.close(os.open(inside, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            open(inside, "x").close()
             time.sleep(0.02)
             os.unlink(inside)
     tell("done")
     heard()
 """
-
-
 #: A build that says in files where it is, and waits for one: `go`.
 SETUP = f"""
     import os, sys, time
@@ -57,9 +54,7 @@ SETUP = f"""
         with open("building", "w") as file:
             file.write("released" if os.path.exists("released") else "held")
         deadline = time.monotonic() + {LIMIT}
-        while not os.path.exists("go"):
-            if time.monotonic() > deadline:
-                raise SystemExit("nobody said go")
+        while not os.path.exists("go") and time.monotonic() < deadline:
             time.sleep(0.01)
     setup(name="sample", version="1.0", py_modules=["sample"])
     if "bdist_wheel" in sys.argv:
@@ -88,37 +83,27 @@ def holder(tree: Path) -> Iterator[WindowsChild]:
         yield child
 
 
-# Between processes
-
-
 @pytest.mark.parametrize("is_handed_over", [False, True], ids=["strangers", "of one hold"])
 def test_processes_are_never_inside_at_once(is_handed_over: bool, tree: Path) -> None:
     with ExitStack() as stack:
         environ = stack.enter_context(source_tree_lock(tree)).environ if is_handed_over else {}
-        children = [
-            stack.enter_context(WindowsChild(COUNT, tree, environ=environ)) for _ in range(3)
-        ]
+        crew = [stack.enter_context(WindowsChild(COUNT, tree, environ=environ)) for _ in range(3)]
         for word in ("ready", "done"):
-            for child in children:
+            for child in crew:
                 child.expect(word)
-            for child in children:
+            for child in crew:
                 child.say()
 
 
-def test_the_record_names_the_holder_until_it_leaves_and_a_wait_ends(
-    tree: Path, holder: WindowsChild
-) -> None:
-    told = []
-
+def test_the_record_names_the_holder_until_it_leaves(tree: Path, holder: WindowsChild) -> None:
     def let_go(wait: Wait) -> None:
-        told.append(wait.holder)
+        assert wait.holder == found
         holder.say()
 
     with pytest.raises(LockTimeout, match=rf"python\.exe \(pid {holder.pid}\)"):
         source_tree_lock(tree, timeout=0.1).acquire()
     lock = source_tree_lock(tree, on_wait=let_go)
-    found = lock.holder()
-    assert found is not None
+    assert (found := lock.holder()) is not None
     assert (found.pid, found.host) == (holder.pid, os.environ["COMPUTERNAME"])
     # Wine would let us read what is locked; Windows lets us read from here on only.
     with lock.lock_file.open("rb") as file:
@@ -126,7 +111,6 @@ def test_the_record_names_the_holder_until_it_leaves_and_a_wait_ends(
         assert file.read(1) == b"{"
     with lock:
         holder.expect("released")
-    assert told == [found]
     assert lock.holder() is None
 
 
@@ -135,8 +119,7 @@ def test_a_killed_holder_keeps_nobody_out(tree: Path, holder: WindowsChild) -> N
     lock = source_tree_lock(tree, timeout=LIMIT)
     assert lock.holder() is None  # though its record is there still
     with lock:
-        mine = lock.holder()
-        assert mine is not None
+        assert (mine := lock.holder()) is not None
         assert mine.pid == os.getpid()
     lock.lock_file.unlink()  # Windows refuses that while a descriptor is open
 
@@ -144,7 +127,6 @@ def test_a_killed_holder_keeps_nobody_out(tree: Path, holder: WindowsChild) -> N
 def test_a_child_enters_the_hold_that_was_handed_to_it_while_that_lasts(tree: Path) -> None:
     def tries(environ: dict[str, str]) -> str:
         script = """
-            import sys
             from source_tree_lock import source_tree_lock
             tell(source_tree_lock(sys.argv[1]).acquire(blocking=False))
         """
@@ -152,7 +134,6 @@ def test_a_child_enters_the_hold_that_was_handed_to_it_while_that_lasts(tree: Pa
             return child.line()
 
     script = """
-        import sys
         from source_tree_lock import source_tree_lock
         with source_tree_lock(sys.argv[1]) as lock:
             tell(lock.environ["SOURCE_TREE_LOCK_HELD"])
@@ -166,12 +147,7 @@ def test_a_child_enters_the_hold_that_was_handed_to_it_while_that_lasts(tree: Pa
         assert tries(environ) == "False"
 
 
-# Within a process
-
-
-def test_threads_exclude_each_other_and_one_enters_again_what_it_holds(
-    tree: Path, tmp_path: Path
-) -> None:
+def test_threads_exclude_each_other_and_one_enters_again(tree: Path, tmp_path: Path) -> None:
     lock = source_tree_lock(tree)
     other = source_tree_lock(tree, lock_dir=tmp_path / "locks")
     with lock:
@@ -183,55 +159,35 @@ def test_threads_exclude_each_other_and_one_enters_again_what_it_holds(
 
 
 def test_a_wait_that_was_given_up_leaves_nothing_open(tree: Path, holder: WindowsChild) -> None:
-    def interrupt(_: object) -> None:
-        threading.Timer(0.05, _thread.interrupt_main).start()
-
     async def cancelled() -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(source_tree_lock(tree).__aenter__(), 0.1)
 
     assert not source_tree_lock(tree).acquire(timeout=0.1)
     asyncio.run(cancelled())
+    interrupt = threading.Timer(0.05, _thread.interrupt_main)
     with pytest.raises(KeyboardInterrupt):
-        source_tree_lock(tree, on_wait=interrupt).acquire()
+        source_tree_lock(tree, on_wait=lambda _: interrupt.start()).acquire()
     holder.kill()
     source_tree_lock(tree).lock_file.unlink()
 
 
-def test_a_waiting_task_lets_others_run_and_enters_in_the_end(
-    tree: Path, holder: WindowsChild
-) -> None:
+def test_a_waiting_task_lets_others_run(tree: Path, holder: WindowsChild) -> None:
     async def main() -> None:
-        waits = asyncio.Event()
-        lock = source_tree_lock(tree, on_wait=lambda _: waits.set())
+        loop = asyncio.get_running_loop()
+        # The holder lets go only if the loop runs during the wait.
+        async with source_tree_lock(tree, on_wait=lambda _: loop.call_soon(holder.say)) as lock:
+            assert lock.locked()
 
-        async def build() -> str:
-            async with lock:
-                assert lock.locked()
-                return "built"
-
-        task = asyncio.create_task(build())
-        await asyncio.wait_for(waits.wait(), LIMIT)
-        holder.say()
-        assert await asyncio.wait_for(task, LIMIT) == "built"
-
-    asyncio.run(main())
-
-
-# Paths
+    asyncio.run(asyncio.wait_for(main(), LIMIT))
+    holder.expect("released")
 
 
 def test_every_spelling_of_a_tree_is_one_lock(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock_file = source_tree_lock(tree).lock_file
     monkeypatch.chdir(tree.parent)
-    for spelling in (
-        "tree",
-        "TREE",
-        ".\\tree\\..\\tree\\",
-        str(tree).replace("\\", "/"),
-        "\\\\?\\" + str(tree),
-        os.fsencode(tree),
-    ):
+    relative = ("tree", "TREE", ".\\tree\\..\\tree\\", os.fsencode(tree))
+    for spelling in (*relative, str(tree).replace("\\", "/"), "\\\\?\\" + str(tree)):
         assert source_tree_lock(spelling).lock_file == lock_file, spelling
 
 
@@ -266,9 +222,6 @@ def test_a_path_that_is_no_tree_is_an_error_and_leaves_nothing(
     assert list(temp_dir.iterdir()) == []
 
 
-# The command line
-
-
 def command_line(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "source_tree_lock", *map(str, arguments)]
     nothing = subprocess.DEVNULL
@@ -293,9 +246,6 @@ def test_the_command_tells_free_from_held_and_hands_the_lock_to_what_it_runs(tre
     assert kept_out.returncode == 75, kept_out.stderr
 
 
-# uv.exe
-
-
 @pytest.fixture(scope="module")
 def uv() -> str:
     if found := os.environ.get("UV_EXE") or shutil.which("uv"):
@@ -303,36 +253,26 @@ def uv() -> str:
     pytest.skip("there is no uv.exe: UV_EXE does not name it, and PATH does not lead to it")
 
 
-class UvBuild:
-    """uv.exe builds a wheel of a tree whose `setup.py` says where it is."""
-
-    def __init__(self, uv: str, tree: Path, output: Path) -> None:
-        (tree / "setup.py").write_text(textwrap.dedent(SETUP))
-        (tree / "sample.py").touch()
-        output.mkdir()
-        command = [uv, "build", "--wheel", "--no-build-isolation", "--offline", "--no-config", "-v"]
-        command += ["--no-python-downloads", "--python", sys.executable]
-        command += ["--cache-dir", str(output / "cache"), "--out-dir", str(output), str(tree)]
-        self._tree, self._output, self._said = tree, output, output / "said"
-        with self._said.open("wb") as said:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=said)
-
-    def expect_to_wait(self) -> None:
-        wait = re.compile(rb"Waiting to acquire.*uv-setuptools-")
-        wait_until(lambda: bool(wait.search(self._said.read_bytes())), LIMIT)
-
-    def expect_a_wheel(self) -> None:
-        assert self._process.wait(LIMIT) == 0, self._said.read_bytes()
-        wheels = [path.name for path in self._output.glob("*.whl")]
-        assert wheels == ["sample-1.0-py3-none-any.whl"]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        (self._tree / "go").touch()  # a build outlives a killed uv
-        self._process.kill()
-        self._process.wait(LIMIT)
+@contextmanager
+def uv_builds(uv: str, tree: Path, output: Path) -> Iterator[Path]:
+    """uv.exe builds a wheel of a tree whose `setup.py` says where it is; the file of its words."""
+    (tree / "setup.py").write_text(textwrap.dedent(SETUP))
+    (tree / "sample.py").touch()
+    output.mkdir()
+    command = [uv, "build", "--wheel", "--no-build-isolation", "--offline", "--no-config", "-v"]
+    command += ["--no-python-downloads", "--python", sys.executable]
+    command += ["--cache-dir", str(output / "cache"), "--out-dir", str(output), str(tree)]
+    said = output / "said"
+    with said.open("wb") as file:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=file)
+    try:
+        yield said
+        assert process.wait(LIMIT) == 0, said.read_bytes()
+    finally:
+        (tree / "go").touch()  # a build outlives a killed uv
+        process.kill()
+        process.wait(LIMIT)
+    assert [path.name for path in output.glob("*.whl")] == ["sample-1.0-py3-none-any.whl"]
 
 
 @pytest.mark.parametrize("name", ["Tree of two words", "Bäume-木-\N{DECIDUOUS TREE}"])
@@ -340,34 +280,32 @@ def test_uv_takes_the_same_lock_file(uv: str, tmp_path: Path, temp_dir: Path, na
     tree = tmp_path / name
     tree.mkdir()
     (tree / "go").touch()
-    with UvBuild(uv, tree, tmp_path / "output") as build:
-        build.expect_a_wheel()
+    with uv_builds(uv, tree, tmp_path / "output"):
+        pass
     assert [source_tree_lock(tree).lock_file] == list(temp_dir.glob("uv-setuptools-*.lock"))
 
 
 def test_the_library_waits_for_uv(uv: str, tree: Path, tmp_path: Path) -> None:
     script = """
-        import os, sys
+        import os
         from source_tree_lock import source_tree_lock
         with source_tree_lock(sys.argv[1], on_wait=lambda wait: tell("waits", wait.holder)):
             tell("built" if os.path.exists(os.path.join(sys.argv[1], "built")) else "too early")
     """
-    with UvBuild(uv, tree, tmp_path / "output") as build:
+    with uv_builds(uv, tree, tmp_path / "output"):
         wait_until((tree / "building").exists, LIMIT)
         assert not source_tree_lock(tree).acquire(timeout=0.1)
         with WindowsChild(script, tree) as child:
             child.expect("waits None")
             (tree / "go").touch()
             child.expect("built")
-        build.expect_a_wheel()
 
 
 def test_uv_waits_for_the_library(uv: str, tree: Path, tmp_path: Path) -> None:
     (tree / "go").touch()
-    with ExitStack() as stack:
-        with source_tree_lock(tree):
-            build = stack.enter_context(UvBuild(uv, tree, tmp_path / "output"))
-            build.expect_to_wait()
-            (tree / "released").touch()
-        build.expect_a_wheel()
+    waits = re.compile(rb"Waiting to acquire.*uv-setuptools-")
+    with ExitStack() as stack, source_tree_lock(tree):
+        said = stack.enter_context(uv_builds(uv, tree, tmp_path / "output"))
+        wait_until(lambda: bool(waits.search(said.read_bytes())), LIMIT)
+        (tree / "released").touch()  # the build ends after that, when the stack is left
     assert (tree / "building").read_text() == "released"
