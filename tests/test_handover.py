@@ -34,7 +34,7 @@ from support import (
 )
 from ways import KINDS, script
 
-from source_tree_lock import LockUnavailable, source_tree_lock
+from source_tree_lock import LockTimeout, LockUnavailable, source_tree_lock
 
 needs_proc_locks = pytest.mark.skipif(
     not os.path.exists("/proc/locks"), reason="asks the kernel who holds a lock"
@@ -115,9 +115,9 @@ for _ in range(3):
 """
 
 
-def is_let_in(tree: Path, environ: dict[str, str], **options: object) -> bool:
+def is_let_in(tree: Path, environ: dict[str, str], **options: Any) -> bool:
     """Whether a process with these variables gets in at once."""
-    with Child(TRY, tree, environ=environ, **options) as child:  # type: ignore[arg-type]
+    with Child(TRY, tree, environ=environ, **options) as child:
         return {"let in": True, "kept out": False}[child.line()]
 
 
@@ -224,29 +224,23 @@ def test_the_threads_and_tasks_of_a_child_take_turns(
 
 
 @needs_proc_locks
-def test_a_time_limit_and_ctrl_c_end_the_wait_for_a_sibling_and_nobody_elses(tree: Path) -> None:
-    times_out = """
-    from source_tree_lock import LockTimeout, source_tree_lock
-    try:
-        source_tree_lock(sys.argv[1], timeout=0.05).acquire()
-    except LockTimeout as error:
-        tell(error.holder.pid)
-    """
-    with source_tree_lock(tree) as lock, held_elsewhere(tree, environ=lock.environ) as first:
-        inner = lock.lock_file.with_suffix(".1.lock")
-        with (
-            Child(times_out, tree, environ=lock.environ) as second,
-            Child(HOLD, tree, environ=lock.environ) as third,
-            Child(HOLD, tree, environ=lock.environ) as fourth,
-        ):
-            second.expect(str(first.pid))
-            wait_until(lambda: {third.pid, fourth.pid} <= set(waiters(inner)))
-            third.process.send_signal(signal.SIGINT)
-            assert third.process.wait(LIMIT) == -signal.SIGINT
+def test_a_time_limit_and_ctrl_c_end_the_wait_for_a_sibling_and_nobody_elses(
+    tree: Path, outer: Child
+) -> None:
+    inner = lock_file_of(tree).with_suffix(".1.lock")
+    with held_elsewhere(tree) as first:
+        with pytest.raises(LockTimeout) as caught:
+            source_tree_lock(tree, timeout=0.05).acquire()
+        assert caught.value.holder is not None
+        assert caught.value.holder.pid == first.pid
+        with Child(HOLD, tree) as second, Child(HOLD, tree) as third:
+            wait_until(lambda: {second.pid, third.pid} <= set(waiters(inner)))
+            second.process.send_signal(signal.SIGINT)
+            assert second.process.wait(LIMIT) == -signal.SIGINT
             first.say()
             first.expect("released")
-            fourth.expect("held")
-        assert lock.is_owner()
+            third.expect("held")
+    assert not is_let_in(tree, {VARIABLE: ""}), "the outer hold lasts"
     assert is_let_in(tree, {})
 
 
@@ -369,13 +363,10 @@ JUNK: list[Any] = [
 ]
 
 
+@pytest.mark.usefixtures("no_leaks")
 @pytest.mark.parametrize("junk", JUNK, ids=lambda junk: str(junk)[:70])
 def test_what_is_not_true_of_a_hold_lets_nobody_in_and_breaks_nothing(
-    tree: Path,
-    outer: Child,
-    monkeypatch: pytest.MonkeyPatch,
-    no_leaks: object,
-    junk: Any,
+    tree: Path, outer: Child, junk: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [entry] = json.loads(os.environ[VARIABLE])
     text = junk if isinstance(junk, str) else json.dumps([{**entry, **junk}])
@@ -441,14 +432,12 @@ def test_a_handed_hold_is_believed_from_a_namespace_or_with_another_temporary_di
 
 
 def test_a_child_with_a_temporary_directory_of_its_own_at_the_same_path_is_kept_out(
-    tree: Path, temp_dir: Path
+    tree: Path, outer: Child, temp_dir: Path
 ) -> None:
     # Siblings would not see each other's lock files there.
     private = ("sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(temp_dir))
-    prefix = (*unshared("--mount"), *private)
-    with source_tree_lock(tree) as lock:
-        assert not is_let_in(tree, lock.environ, prefix=prefix)
-        assert is_let_in(tree, lock.environ)
+    assert not is_let_in(tree, {}, prefix=(*unshared("--mount"), *private))
+    assert is_let_in(tree, {})
 
 
 def test_where_the_levels_lock_file_cannot_be_made_a_child_is_refused(
@@ -466,7 +455,7 @@ def test_where_the_levels_lock_file_cannot_be_made_a_child_is_refused(
 def test_when_a_holder_is_killed_who_is_inside_its_hold_keeps_everybody_out(
     tree: Path, levels: int, wait: str
 ) -> None:
-    """Strangers and siblings, who get in one at a time when it has left; it may enter again."""
+    """Strangers and siblings, who get in one at a time when it has left."""
     environ: dict[str, str] = {}
     killed = []
     with ExitStack() as stack:

@@ -31,7 +31,6 @@ from source_tree_lock import (
     LockUnavailable,
     SourceTreeLock,
     SourceTreeLockError,
-    Wait,
     _queue,
     source_tree_lock,
 )
@@ -243,11 +242,6 @@ RLOCK_TESTS = (
 )
 
 
-@pytest.mark.skipif(CPYTHON is None, reason="this Python comes without test.lock_tests")
-def test_cpythons_own_tests_of_rlock_are_here() -> None:
-    assert {"test_reacquire", "test_different_thread", "test_timeout"} <= set(RLOCK_TESTS)
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # some are dropped
 @pytest.mark.parametrize("name", RLOCK_TESTS)
 def test_it_passes_cpythons_own_test_of_rlock(
@@ -440,16 +434,10 @@ def test_any_other_timeout_serves_a_free_tree_and_a_long_one_a_wait(
                 run(lock, lambda: child.expect("released"))
 
 
-# Callbacks
-
-
-class Spinner:
-    async def stop(self, wait: Wait) -> None:
-        pytest.fail("it is called")
-
-
 @pytest.mark.parametrize("name", ["on_wait", "while_waiting", "after_wait"])
-@pytest.mark.parametrize("callback", [Spinner.stop, Spinner().stop, partial(Spinner().stop)])
+@pytest.mark.parametrize(
+    "callback", [asyncio.sleep, asyncio.Lock().acquire, partial(asyncio.sleep)]
+)
 def test_a_coroutine_function_as_callback_is_refused(
     name: str, callback: Callable[..., object], tree: Path
 ) -> None:

@@ -192,16 +192,12 @@ def test_where_trees_have_no_lock_the_lock_file_alone_serves(
     assert is_free(lock_file)
 
 
-async def enter_in_task(lock: SourceTreeLock) -> None:
-    await lock.__aenter__()
-
-
 #: The ways to wait.
 ENTER: dict[str, Callable[[SourceTreeLock], object]] = {
     "with": lambda lock: lock.__enter__(),
     "bounded": lambda lock: lock.acquire(timeout=LIMIT),
-    "in asyncio": lambda lock: asyncio.run(enter_in_task(lock)),
-    "in trio": lambda lock: trio.run(enter_in_task, lock),
+    "in asyncio": lambda lock: asyncio.run(lock.__aenter__()),
+    "in trio": lambda lock: trio.run(lock.__aenter__),
 }
 
 
