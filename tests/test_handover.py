@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -247,9 +249,7 @@ def test_a_time_limit_and_ctrl_c_end_the_wait_for_a_sibling_and_nobody_elses(
 # Who is let in
 
 
-def test_a_child_is_let_in_only_if_the_hold_was_handed_to_it(
-    tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_child_is_let_in_only_if_the_hold_was_handed_to_it(tree: Path) -> None:
     with source_tree_lock(tree) as lock, Child(TRY, tree, environ=lock.environ) as child:
         assert VARIABLE not in os.environ
         child.expect("let in")
@@ -258,10 +258,22 @@ def test_a_child_is_let_in_only_if_the_hold_was_handed_to_it(
         child.expect("left")
         assert not is_free(lock.lock_file)
         assert not is_let_in(tree, {})
-        monkeypatch.setenv(VARIABLE, lock.environ[VARIABLE])  # as the backend does for a setup.py
-        assert is_taken(tree), "another thread of this process was let in"
-        assert is_let_in(tree, {})
     assert is_let_in(tree, {})
+
+
+def test_another_thread_waits_for_a_hold_that_its_own_process_hands_over(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+    other = source_tree_lock(tree, timeout=LIMIT, on_wait=lambda _: waits.set())
+    with ThreadPoolExecutor(1) as pool:
+        with source_tree_lock(tree) as lock:
+            monkeypatch.setenv(VARIABLE, lock.environ[VARIABLE])  # as the backend does
+            entered = pool.submit(other(lambda: "in"))
+            assert waits.wait(LIMIT)
+            assert is_let_in(tree, {}), "the other thread is in the way of a child"
+            assert not entered.done()
+        assert entered.result(LIMIT) == "in"
 
 
 def test_only_a_holder_hands_over(tree: Path) -> None:

@@ -69,10 +69,7 @@ def run_async_with(lock: SourceTreeLock, body: Callable[[], object]) -> None:
     asyncio.run(main())
 
 
-both_ways = pytest.mark.parametrize("run", [run_with, run_async_with])
-
-
-@both_ways
+@pytest.mark.parametrize("run", [run_with, run_async_with])
 @pytest.mark.parametrize("left_before", [False, True])
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_exception_from_the_body_comes_out_as_it_is(
@@ -96,12 +93,8 @@ def test_an_exception_from_the_body_comes_out_as_it_is(
 
 
 def test_async_with_needs_an_event_loop_and_says_so(tree: Path, no_leaks: object) -> None:
-    async def main() -> None:
-        async with source_tree_lock(tree):
-            pass
-
     with pytest.raises(RuntimeError, match="asyncio or trio"):
-        main().send(None)
+        source_tree_lock(tree).__aenter__().send(None)
     assert not is_taken(tree)
 
 

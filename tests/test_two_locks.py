@@ -281,8 +281,7 @@ ALONE = """
         heard()
     tell("released")
 """
-#: Tells why it cannot enter: the error, or who holds the tree. Arguments: the tree, and a lock
-#: directory if need be.
+#: Tells why it cannot enter. Arguments: the tree, and a lock directory if one is named.
 TRY = """
     from source_tree_lock import LockUnavailable, source_tree_lock
     def on_wait(wait):
