@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -13,10 +14,9 @@ from ways import KINDS, script
 
 from source_tree_lock import source_tree_lock
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 
-#: The parent's side: it forks a child, which talks by a pipe of its own.
+#: The parent's side: it forks a child, which talks by the same pipe.
 PRELUDE = """
 import asyncio, os, sys, threading, warnings
 from source_tree_lock import source_tree_lock
@@ -25,43 +25,27 @@ warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
 tree = sys.argv[1]
 
 def what_is_open():
-    return sorted(
-        name
-        for each in os.listdir("/proc/self/fd")
-        for name in [os.path.basename(os.path.realpath(f"/proc/self/fd/{each}"))]
-        if name == "tree" or name.endswith(".lock")
-    )
+    paths = [os.path.realpath(f"/proc/self/fd/{each}") for each in os.listdir("/proc/self/fd")]
+    return [each for each in paths if each == os.path.realpath(tree) or each.endswith(".lock")]
 
 def fork(body):
-    "A child that runs `body` and ends."
     pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        body()
-        status = 0
-    except BaseException as error:
-        tell("the child failed:", type(error).__name__, error)
-    finally:
-        sys.stdout.flush()
-        os._exit(status)
+    if not pid:
+        try:
+            body()
+        except BaseException as error:
+            tell("the child failed:", type(error).__name__, error)
+            os._exit(1)
+        os._exit(0)
+    return pid
 
 def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 """
 
-#: A child that lives until the test closes a named pipe, the second argument.
-LIVE_ON = """
-def live_on():
-    tell("child lives", *what_is_open())
-    with open(sys.argv[2]) as pipe:
-        pipe.read()
-"""
-
 
 def child(script: str, *arguments: object) -> Child:
-    return Child(PRELUDE + LIVE_ON + textwrap.dedent(script), *arguments)
+    return Child(PRELUDE + textwrap.dedent(script), *arguments)
 
 
 @pytest.fixture
@@ -69,30 +53,27 @@ def lock_file(tree: Path) -> Path:
     return source_tree_lock(tree).lock_file
 
 
-@pytest.fixture
-def alive(tmp_path: Path) -> Path:
-    path = tmp_path / "alive"
-    os.mkfifo(path)
-    return path
-
-
 @linux_only
-@pytest.mark.parametrize("end", ["releases", "is killed", "exits"])
+@pytest.mark.parametrize("end", ["releases", "is killed"])
 def test_a_child_that_lives_on_keeps_nothing_when_its_parent(
-    end: str, tree: Path, lock_file: Path, alive: Path
+    end: str, tree: Path, lock_file: Path, tmp_path: Path
 ) -> None:
     script = """
+        def live_on():
+            tell("child lives", *what_is_open())
+            with open(sys.argv[2]) as pipe:
+                pipe.read()
         lock = source_tree_lock(tree)
         lock.acquire()
         fork(live_on)
         heard()
-        if sys.argv[3] == "exits":
-            os._exit(0)
         lock.release()
         tell("released")
         heard()
     """
-    with child(script, tree, alive, end) as parent:
+    alive = tmp_path / "alive"
+    os.mkfifo(alive)
+    with child(script, tree, alive) as parent:
         parent.expect("child lives")
         with alive.open("w"):  # it opens when the child has opened it, and so while it lives
             assert (is_free(lock_file), is_free(tree)) == (False, False)
@@ -100,10 +81,7 @@ def test_a_child_that_lives_on_keeps_nothing_when_its_parent(
                 parent.kill()
             else:
                 parent.say()
-            if end == "releases":
                 parent.expect("released")
-            else:
-                parent.process.wait(LIMIT)
             assert (is_free(lock_file), is_free(tree)) == (True, True)
 
 
@@ -112,7 +90,7 @@ def test_a_child_leaves_what_it_inherited_silently_and_unlocks_nothing(
     way: str, tree: Path, lock_file: Path
 ) -> None:
     script = """
-        def inside():
+        def fork_inside():
             pid = os.fork()
             if pid:
                 assert ended(pid) == 0
@@ -121,27 +99,23 @@ def test_a_child_leaves_what_it_inherited_silently_and_unlocks_nothing(
             else:
                 tell("child", lock.is_owner(), lock.locked(), "entered" in repr(lock))
             return pid
-        def afterwards(pid):
-            if not pid:
-                tell("child left", lock.is_owner(), lock.locked())
-                for use in lock.release, lambda: lock.environ, lambda: lock.pass_fds:
-                    try:
-                        use()
-                    except RuntimeError:
-                        tell("no more")
-                os._exit(0)
-        async def main():
+        async def fork_in_a_task():
             async with lock:
-                pid = inside()
-            afterwards(pid)
+                return fork_inside()
         lock = source_tree_lock(tree)
         if sys.argv[2] == "async with":
-            asyncio.run(main())
+            pid = asyncio.run(fork_in_a_task())
         else:
-            with lock:
-                with lock, source_tree_lock(tree):
-                    pid = inside()
-            afterwards(pid)
+            with lock, lock, source_tree_lock(tree):
+                pid = fork_inside()
+        if not pid:
+            tell("child left", lock.is_owner(), lock.locked())
+            for use in lock.release, lambda: lock.environ, lambda: lock.pass_fds:
+                try:
+                    use()
+                except RuntimeError:
+                    tell("no more")
+            os._exit(0)
         tell("released")
         heard()
     """
@@ -157,116 +131,50 @@ def test_a_child_leaves_what_it_inherited_silently_and_unlocks_nothing(
         assert (is_free(lock_file), is_free(tree)) == (True, True)
 
 
-@pytest.mark.parametrize("timeout", [None, LIMIT])
-@pytest.mark.parametrize("through", ["the same object", "another object"])
-def test_a_child_waits_for_its_parent_like_any_process(
-    through: str, timeout: float | None, tree: Path, lock_file: Path
-) -> None:
-    script = f"""
-        lock = source_tree_lock(tree, timeout={timeout})
-        reading, writing = os.pipe()
-        def enter():
-            own = lock if {through == "the same object"} else source_tree_lock(tree)
-            tell("waits", own.acquire(blocking=False))
-            with own, own:
-                tell("child is in")
-                os.close(writing)
-                os.read(reading, 1)
-            tell("child left")
-        with lock:
-            pid = fork(enter)
-            heard()
-        heard()
-        assert not source_tree_lock(tree).acquire(blocking=False)
-        os.close(writing)
-        assert ended(pid) == 0
-        with source_tree_lock(tree, timeout=0):
-            tell("parent is in again")
-    """
-    with child(script, tree) as parent:
-        parent.expect("waits False")
-        parent.say()
-        parent.expect("child is in")
-        assert (is_free(lock_file), is_free(tree)) == (False, False)
-        parent.say()
-        parent.expect("child left")
-        parent.expect("parent is in again")
-        assert parent.end() == 0
-
-
 @linux_only
-@pytest.mark.parametrize("wait", KINDS)
-def test_a_child_keeps_nothing_of_the_waits_under_way_in_other_threads(
-    wait: str, tree: Path, lock_file: Path, alive: Path
+@pytest.mark.parametrize(
+    ("forks_in", "wait"),
+    [*(("another thread", wait) for wait in KINDS), ("another task", "in asyncio")],
+)
+def test_a_child_keeps_nothing_of_the_waits_under_way_and_waits_in_a_queue_of_its_own(
+    forks_in: str, wait: str, tree: Path, lock_file: Path
 ) -> None:
-    around = """
+    around = f"""
         def inside():
-            os._exit(0)  # the parent entered, and is gone
-        def wait():
-            {}
-        threading.Thread(target=wait, daemon=True).start()
-        heard()
-        fork(live_on)
-        threading.Event().wait()
-    """
-    with held_elsewhere(tree) as holder, child(script(wait, around), tree, alive) as parent:
-        wait_until_blocked(parent.pid)
-        parent.say()
-        parent.expect("child lives")
-        with alive.open("w"):
-            holder.say()
-            holder.expect("released")
-            assert parent.process.wait(LIMIT) == 0
-            assert (is_free(lock_file), is_free(tree)) == (True, True)
-
-
-@linux_only
-@pytest.mark.parametrize("waits_in", ["thread", "task"])
-def test_a_child_may_wait_in_a_queue_of_its_own_beside_that_of_its_parent(
-    waits_in: str, tree: Path, lock_file: Path
-) -> None:
-    script = f"""
-        def child():
+            tell("parent is in")
+        def enter_in_child():
+            tell(os.getpid(), *what_is_open())
             with source_tree_lock(tree, timeout={LIMIT}):
                 tell("child is in")
-        def fork_it():
+        def fork_when_told():
             heard()
-            pid = fork(child)
-            tell(pid)
+            return fork(enter_in_child)
+        async def fork_beside_a_task():
+            task = asyncio.create_task(enter())
+            await asyncio.sleep(0)
+            pid = fork_when_told()
+            await task
             return pid
         def wait():
-            with source_tree_lock(tree, timeout={LIMIT}):
-                tell("parent is in")
-                heard()
-        async def main():
-            async def wait():
-                async with source_tree_lock(tree):
-                    tell("parent is in")
-                    heard()
-            task = asyncio.create_task(wait())
-            await asyncio.sleep(0)
-            pid = fork_it()
-            await task
-            assert ended(pid) == 0
-        if sys.argv[2] == "task":
-            asyncio.run(main())
+            {{}}
+        if sys.argv[2] == "another task":
+            pid = asyncio.run(fork_beside_a_task())
         else:
             thread = threading.Thread(target=wait)
             thread.start()
-            pid = fork_it()
+            pid = fork_when_told()
             thread.join()
-            assert ended(pid) == 0
+        assert ended(pid) == 0
     """
-    with held_elsewhere(tree) as holder, child(script, tree, waits_in) as parent:
+    with held_elsewhere(tree) as holder, child(script(wait, around), tree, forks_in) as parent:
         wait_until_blocked(parent.pid)
         parent.say()
-        wait_until_blocked(int(parent.line()))
+        wait_until_blocked(int(parent.line()))  # the child has nothing open
         holder.say()
         holder.expect("released")
-        said = {parent.line()}
-        parent.say()
-        assert said | {parent.line()} == {"parent is in", "child is in"}
+        assert {parent.line(), parent.line()} == {"parent is in", "child is in"}
         assert parent.end() == 0
+        assert (is_free(lock_file), is_free(tree)) == (True, True)
 
 
 @linux_only
@@ -336,7 +244,7 @@ if __name__ == "__main__":
     with source_tree_lock(sys.argv[1], timeout=0):
         pass
     process.join()
-    print("exit status", process.exitcode, flush=True)
+    sys.exit(process.exitcode)
 """
 
 
@@ -347,8 +255,5 @@ def test_processes_of_multiprocessing_wait_for_each_other(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(MULTIPROCESSING)
-    run = "import runpy\nrunpy.run_path(sys.argv[3], run_name='__main__')"
-    with Child(run, tree, method, script) as parent:
-        parent.expect("exit status 0")
-        assert parent.end() == 0
-        assert is_free(tree)
+    subprocess.run([sys.executable, script, tree, method], check=True, timeout=LIMIT)
+    assert is_free(tree)

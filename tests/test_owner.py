@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
 import sys
 import textwrap
-import threading
 import types
-import unittest
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
-import trio
-from support import LIMIT, Child, drop, held_elsewhere, is_free, is_taken
+from support import LIMIT, Child, held_elsewhere, in_thread, is_free, is_taken
 
 from source_tree_lock import LockTimeout, source_tree_lock
-
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="asks flock(2) who holds")
-
-
-def another_tree(tree: Path) -> Path:
-    directory = tree.with_name("other")
-    directory.mkdir()
-    return directory
-
 
 # Tasks of asyncio and of trio
 
@@ -40,33 +26,11 @@ Run = Callable[[Callable[[], Any]], Any]
 
 @pytest.fixture(params=["asyncio", "trio"])
 def run(request: pytest.FixtureRequest) -> Run:
-    return lambda function: anyio.run(function, backend=request.param)
+    async def main(function: Callable[[], Any]) -> None:
+        with anyio.fail_after(LIMIT):
+            await function()
 
-
-def time_limit() -> AbstractContextManager[object]:
-    return anyio.fail_after(LIMIT)
-
-
-@pytest.mark.parametrize("loop", [asyncio.run, trio.run])
-def test_a_task_holds_and_its_thread_does_not(
-    loop: Callable[..., Any], tree: Path, no_leaks: object
-) -> None:
-    lock = source_tree_lock(tree)
-
-    @lock
-    async def build() -> None:
-        pause: Any = asyncio.sleep if loop is asyncio.run else trio.sleep
-        await pause(0)
-        assert (lock.is_owner(), is_taken(tree)) == (True, True)
-
-    async def main() -> None:
-        async with lock, lock:
-            with lock:
-                await build()
-        assert not lock.locked()
-
-    loop(main) if loop is trio.run else loop(main())
-    assert not lock.locked()
+    return lambda function: anyio.run(main, function, backend=request.param)
 
 
 def test_another_task_waits_like_a_stranger_and_other_tasks_run_meanwhile(
@@ -87,11 +51,13 @@ def test_another_task_waits_like_a_stranger_and_other_tasks_run_meanwhile(
             async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
                 events.append("second")
 
-        with time_limit():
-            async with anyio.create_task_group() as group, lock:
+        async with anyio.create_task_group() as group, lock, lock:
+            with lock:
                 group.start_soon(second)
                 await waiting.wait()
-                events.append("first")
+            assert (lock.is_owner(), is_taken(tree)) == (True, True)
+            events.append("first")
+        assert not lock.locked()
 
     run(main)
     assert events == ["first", "second"]
@@ -100,68 +66,44 @@ def test_another_task_waits_like_a_stranger_and_other_tasks_run_meanwhile(
 def test_a_plain_entry_beside_a_task_that_holds_is_refused(
     run: Run, tree: Path, no_leaks: object
 ) -> None:
-    async def main() -> None:
-        async def second() -> None:
-            with pytest.raises(RuntimeError, match="a task of this thread holds"):
-                source_tree_lock(tree).acquire()
-            with pytest.raises(RuntimeError, match="use `async with` here"):
-                source_tree_lock(tree).__enter__()
+    async def second() -> None:
+        with pytest.raises(RuntimeError, match=r"a task of this thread .*`async with` here"):
+            source_tree_lock(tree).acquire()
 
-        with time_limit():
-            async with source_tree_lock(tree), anyio.create_task_group() as group:
-                group.start_soon(second)
+    async def main() -> None:
+        async with source_tree_lock(tree), anyio.create_task_group() as group:
+            group.start_soon(second)
 
     run(main)
 
 
+@pytest.mark.parametrize("is_granted", [False, True])
 def test_an_entry_is_cancelled_200_times_and_nothing_is_held(
-    run: Run, tree: Path, no_leaks: object
+    is_granted: bool, run: Run, tree: Path, no_leaks: object
 ) -> None:
-    async def main(release: Callable[[], object]) -> None:
-        for _ in range(200):
-            waiting = anyio.Event()
+    """While it waits; or at the grant: when the tree is just left, and some turns later."""
+    lock = source_tree_lock(tree)
 
-            async def enter(waiting: anyio.Event) -> None:
-                async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
-                    pytest.fail("it entered")
-
-            with time_limit():
-                async with anyio.create_task_group() as group:
-                    group.start_soon(enter, waiting)
-                    await waiting.wait()
-                    group.cancel_scope.cancel()
-        release()
-        async with source_tree_lock(tree, timeout=LIMIT):
-            assert is_taken(tree)
-
-    with held_elsewhere(tree) as child:
-        run(lambda: main(child.say))
-    assert not is_taken(tree)
-
-
-def test_an_entry_that_is_cancelled_in_the_moment_of_the_grant_200_times_holds_nothing(
-    run: Run, tree: Path, no_leaks: object
-) -> None:
-    """In turn: when the tree is just left, and some turns of the loop later."""
+    async def enter(waiting: anyio.Event) -> None:
+        async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
+            await anyio.sleep_forever()
 
     async def main() -> None:
         for turns in range(200):
             waiting = anyio.Event()
-
-            async def enter(waiting: anyio.Event) -> None:
-                async with source_tree_lock(tree, on_wait=lambda wait: waiting.set()):
-                    await anyio.sleep(LIMIT)
-
-            with time_limit():
-                async with anyio.create_task_group() as group:
-                    async with source_tree_lock(tree):
-                        group.start_soon(enter, waiting)
-                        await waiting.wait()
+            await lock.__aenter__()
+            async with anyio.create_task_group() as group:
+                group.start_soon(enter, waiting)
+                await waiting.wait()
+                if is_granted:
+                    lock.release()
                     for _ in range(turns % 20):
                         await anyio.lowlevel.checkpoint()
-                    group.cancel_scope.cancel()
+                group.cancel_scope.cancel()
+            if not is_granted:
+                lock.release()
             async with source_tree_lock(tree, timeout=LIMIT):
-                pass
+                assert is_taken(tree)
 
     run(main)
     assert not is_taken(tree)
@@ -175,29 +117,21 @@ def test_only_one_of_two_tasks_adopts_the_hold_of_a_task_that_has_ended(
     async def acquire() -> None:
         assert lock.acquire()
 
+    async def try_in_vain() -> None:
+        assert not lock.acquire(blocking=False)
+
     async def main() -> None:
-        adopted, leave = anyio.Event(), anyio.Event()
-
-        async def adopt() -> None:
-            async with source_tree_lock(tree, timeout=0):
-                adopted.set()
-                await leave.wait()
-
-        with time_limit():
-            async with anyio.create_task_group() as group:
-                group.start_soon(acquire)
-            async with anyio.create_task_group() as group:
-                group.start_soon(adopt)
-                await adopted.wait()
-                assert not source_tree_lock(tree).acquire(blocking=False)
-                leave.set()
-            lock.release()
+        async with anyio.create_task_group() as group:
+            group.start_soon(acquire)
+        async with source_tree_lock(tree, timeout=0), anyio.create_task_group() as group:
+            group.start_soon(try_in_vain)
+        lock.release()
 
     run(main)
     assert is_free(tree)
 
 
-def test_a_hold_that_outlives_its_loop_is_left_by_its_thread(
+def test_a_hold_that_outlives_its_loop_is_left_by_its_thread_or_in_a_later_loop(
     run: Run, tree: Path, no_leaks: object
 ) -> None:
     lock = source_tree_lock(tree)
@@ -205,19 +139,29 @@ def test_a_hold_that_outlives_its_loop_is_left_by_its_thread(
     async def acquire() -> None:
         lock.acquire()
 
+    async def release() -> None:
+        lock.release()
+
     run(acquire)
-    assert not is_free(tree)
+    assert is_taken(tree), "another thread adopts nothing"
+    assert in_thread(lock.is_owner) is False
+    assert isinstance(in_thread(lock.release), RuntimeError)
     with lock:
         pass
     lock.release()
     assert is_free(tree)
+    run(acquire)
+    run(release)
+    assert is_free(tree)
 
 
-def test_an_async_generator_may_be_closed_by_another_task(
-    run: Run, tree: Path, no_leaks: object
+@pytest.mark.parametrize("lives", [False, True])
+def test_an_async_generator_may_be_closed_by_another_task_than_the_one_that_entered(
+    lives: bool, run: Run, tree: Path, no_leaks: object
 ) -> None:
-    """One object and two trees: it leaves the one that it entered."""
-    other, link = another_tree(tree), tree.with_name("link")
+    """It leaves the tree that it entered, also where a third task entered another one since."""
+    other, link = tree.with_name("other"), tree.with_name("link")
+    other.mkdir()
     link.symlink_to(tree)
     lock = source_tree_lock(link)
 
@@ -226,137 +170,42 @@ def test_an_async_generator_may_be_closed_by_another_task(
             yield 1
 
     async def main() -> None:
-        for enters_another in (False, True):
-            generator = wheels()
-            async with anyio.create_task_group() as group:
-                group.start_soon(generator.__anext__)
-            assert is_taken(tree)
-            if enters_another:
-                link.unlink()
-                link.symlink_to(other)
-                await lock.__aenter__()
-            async with anyio.create_task_group() as group:
-                group.start_soon(generator.aclose)
-            assert (is_taken(tree), is_taken(other)) == (False, enters_another)
-        lock.release()
-
-    run(main)
-    assert not is_taken(other)
-
-
-def test_an_async_generator_may_be_closed_while_the_task_that_entered_lives(
-    run: Run, tree: Path, no_leaks: object
-) -> None:
-    async def wheels() -> AsyncGenerator[int, None]:
-        async with source_tree_lock(tree):
-            yield 1
-
-    async def main() -> None:
         generator, entered, closed = wheels(), anyio.Event(), anyio.Event()
 
         async def enter() -> None:
             await generator.__anext__()
             entered.set()
-            await closed.wait()
+            if lives:
+                await closed.wait()
 
-        with time_limit():
-            async with anyio.create_task_group() as group:
-                group.start_soon(enter)
-                await entered.wait()
-                await generator.aclose()
-                assert not is_taken(tree)
-                closed.set()
+        async with anyio.create_task_group() as group:
+            group.start_soon(enter)
+            await entered.wait()
+            assert is_taken(tree)
+            if not lives:
+                link.unlink()
+                link.symlink_to(other)
+                await lock.__aenter__()
+            async with anyio.create_task_group() as closing:
+                closing.start_soon(generator.aclose)
+            assert (is_taken(tree), is_taken(other)) == (False, not lives)
+            closed.set()
+        if not lives:
+            lock.release()
 
     run(main)
-
-
-def test_an_async_generator_that_is_left_to_the_loop_is_released_with_it(
-    tree: Path, no_leaks: object
-) -> None:
-    async def wheels() -> AsyncIterator[int]:
-        async with source_tree_lock(tree):
-            yield 1
-
-    async def main() -> None:
-        assert await generator.__anext__() == 1
-        assert is_taken(tree)
-
-    generator = wheels()
-    asyncio.run(main())
-    assert not is_taken(tree)
-
-
-def test_the_tear_down_of_a_test_leaves_what_its_set_up_entered(
-    tree: Path, no_leaks: object
-) -> None:
-    seen: list[tuple[bool, bool]] = []
-
-    class Case(unittest.IsolatedAsyncioTestCase):
-        async def asyncSetUp(self) -> None:
-            self.lock = source_tree_lock(tree)
-            self.lock.acquire()
-
-        async def asyncTearDown(self) -> None:
-            self.lock.release()
-
-        async def test(self) -> None:
-            seen.append((self.lock.is_owner(), is_free(tree)))
-
-    result = unittest.TestResult()
-    Case("test").run(result)
-    assert result.wasSuccessful(), result.errors + result.failures
-    assert seen == [(True, False)]
-    assert is_free(tree)
-
-
-@pytest.mark.parametrize("loops", [1, 2])
-def test_a_fixture_is_entered_in_one_task_and_left_in_another(
-    loops: int, tree: Path, no_leaks: object
-) -> None:
-    @asynccontextmanager
-    async def fixture() -> AsyncIterator[None]:
-        with source_tree_lock(tree):
-            yield
-
-    manager, loop = fixture(), asyncio.new_event_loop()
-    loop.run_until_complete(manager.__aenter__())
-    assert not is_free(tree)
-    if loops == 2:
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
-        loop = asyncio.new_event_loop()
-    loop.run_until_complete(manager.__aexit__(None, None, None))
-    loop.close()
-    assert is_free(tree)
-
-
-def test_another_thread_adopts_nothing(tree: Path, no_leaks: object) -> None:
-    locks = [source_tree_lock(tree)]
-
-    async def acquire() -> None:
-        assert locks[0].acquire()
-
-    thread = threading.Thread(target=lambda: asyncio.run(acquire()))
-    thread.start()
-    thread.join(LIMIT)
-    assert (locks[0].locked(), locks[0].is_owner()) == (True, False)
-    assert not source_tree_lock(tree).acquire(blocking=False)
-    with pytest.raises(RuntimeError, match="has not entered"):
-        locks[0].release()
-    with pytest.warns(ResourceWarning):
-        drop(locks)
-    assert is_free(tree)
+    assert not is_taken(other)
 
 
 def test_a_callback_of_a_loop_enters_as_its_thread(tree: Path) -> None:
-    def enter(taken: asyncio.Future[bool]) -> None:
-        with source_tree_lock(tree), source_tree_lock(tree):
-            taken.set_result(is_taken(tree))
-
     async def main() -> bool:
-        loop = asyncio.get_running_loop()
-        taken: asyncio.Future[bool] = loop.create_future()
-        loop.call_soon(enter, taken)
+        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def enter() -> None:
+            with source_tree_lock(tree), source_tree_lock(tree):
+                taken.set_result(is_taken(tree))
+
+        asyncio.get_running_loop().call_soon(enter)
         return await taken
 
     assert asyncio.run(main())
@@ -377,8 +226,7 @@ def test_a_half_imported_trio_owns_nothing(
 
 
 def test_one_cell_of_a_notebook_enters_and_another_leaves(tree: Path, tmp_path: Path) -> None:
-    if importlib.util.find_spec("ipykernel") is None:
-        pytest.skip("needs ipykernel")
+    pytest.importorskip("ipykernel")
     script = """
         from jupyter_client.manager import start_new_kernel
         manager, client = start_new_kernel(kernel_name="python3")
@@ -397,8 +245,7 @@ def test_one_cell_of_a_notebook_enters_and_another_leaves(tree: Path, tmp_path: 
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     """
-    names = ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-    environ = {name: str(tmp_path / name) for name in names}
+    environ = {name: str(tmp_path / name) for name in ("JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     with Child(script, tree, environ=environ) as child:
         for _ in range(4):
             child.expect("ok")
@@ -407,7 +254,7 @@ def test_one_cell_of_a_notebook_enters_and_another_leaves(tree: Path, tmp_path: 
         child.expect("ok")
         assert is_free(tree)
         child.say()
-        assert child.process.wait(LIMIT) == 0
+        assert child.end() == 0
 
 
 # Green threads
@@ -446,7 +293,7 @@ def green_child(way: str, tree: Path, script: str) -> Child:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"needs {package}")
     prelude = GREEN.format(patched=PATCHED.get(way, ""), package=package)
-    return Child(prelude + textwrap.dedent(script), tree, another_tree(tree))
+    return Child(prelude + textwrap.dedent(script), tree, tree.parent)
 
 
 @pytest.mark.parametrize("way", PATCHED)

@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from in_line import (
 from support import (
     LIMIT,
     Child,
+    flocked,
     held_elsewhere,
     in_thread,
     is_free,
@@ -34,13 +37,9 @@ from support import (
 
 from source_tree_lock import LockTimeout, LockUnavailable, _wait, source_tree_lock
 from source_tree_lock._kernel_lock import KernelLock
-from source_tree_lock._paths import Place, open_lock_file
 
 __all__ = ["lock_file"]  # a fixture
-pytestmark = [
-    pytest.mark.skipif(os.name != "posix", reason="Windows has no queue to wait in"),
-    pytest.mark.usefixtures("no_leaks"),
-]
+pytestmark = pytest.mark.usefixtures("no_leaks")
 
 
 #: Many wait for a tree, in tasks and in threads. Argument: the tree.
@@ -128,7 +127,7 @@ def test_callers_get_in_first_come_first_served_but_those_that_gave_up(
 def test_waits_that_time_out_in_a_loop_leave_one_thread_and_one_descriptor(
     blocked_by: str, tree: Path, lock_file: Path
 ) -> None:
-    def wait_in_vain() -> None:
+    def wait_in_vain(_: int = 0) -> None:
         for _ in range(10):
             assert not source_tree_lock(tree).acquire(timeout=0.03)
 
@@ -142,11 +141,8 @@ def test_waits_that_time_out_in_a_loop_leave_one_thread_and_one_descriptor(
     awaited = tree if blocked_by == "tree" else lock_file
     with holding(tree, blocked_by) as holder:
         before, threads_before = open_descriptors(), threading.active_count()
-        threads = [threading.Thread(target=wait_in_vain) for _ in range(10)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(LIMIT)
+        with ThreadPoolExecutor(10) as pool:
+            list(pool.map(wait_in_vain, range(10)))
         asyncio.run(main())
         while not has_queue(awaited):  # all may have been too busy to stand in it
             wait_in_vain()
@@ -189,22 +185,17 @@ def test_a_try_is_refused_while_another_process_has_what_the_thread_waits_for(
     is_replaced: bool, tree: Path, lock_file: Path
 ) -> None:
     lock = source_tree_lock(tree)
-    with held_elsewhere(tree) as holder:
+    with held_elsewhere(tree) as holder, ExitStack() as stack:
         while not has_queue(lock_file):
             assert not lock.acquire(timeout=0.05)
         if is_replaced:  # the thread is about to be granted the old file, which nobody wants
             lock_file.unlink()
-            somebody_else = open_lock_file(Place(str(lock_file), False))
-            assert somebody_else.try_lock()
+            lock_file.touch()
+            stack.enter_context(flocked(lock_file))
             holder.say()
             holder.expect("released")
         for _ in range(20):
             assert not lock.acquire(blocking=False)
-        if is_replaced:
-            somebody_else.close()
-        else:
-            holder.say()
-            holder.expect("released")
     assert lock.acquire(blocking=False)
     lock.release()
 
@@ -291,23 +282,15 @@ def test_an_error_that_meets_the_thread_reaches_every_caller(
         raise OSError(5, os.strerror(5))
 
     monkeypatch.setattr(KernelLock, "lock", fail)
-    caught: list[BaseException] = []  # they keep nothing open
-
-    def enter() -> None:
-        with pytest.raises(LockUnavailable) as error:
-            source_tree_lock(tree, timeout=LIMIT).acquire()
-        caught.append(error.value)
-
-    with held_elsewhere(tree):
-        threads = [threading.Thread(target=enter) for _ in range(3)]
-        for thread in threads:
-            thread.start()
+    with held_elsewhere(tree), ThreadPoolExecutor(3) as pool:
+        lock = source_tree_lock(tree, timeout=LIMIT)
+        entries = [pool.submit(lock.acquire) for _ in range(3)]
         wait_until(lambda: waiting_in_line(lock_file) == 3)
         start.set()
-        for thread in threads:
-            thread.join(LIMIT)
-    found = [(error.errno, error.filename) for error in caught if isinstance(error, OSError)]
-    assert found == [(5, str(lock_file))] * 3
+        for each in entries:
+            error = each.exception(LIMIT)
+            assert isinstance(error, LockUnavailable)
+            assert (error.errno, error.filename) == (5, str(lock_file))
 
 
 def test_where_no_thread_can_be_started_a_caller_asks_again_and_again(
