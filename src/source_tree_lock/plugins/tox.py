@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tox.plugin import impl
 
-from ._shared import is_interrupted, replace
+from ._shared import interrupts, replace
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -142,6 +142,6 @@ class _Locking(Executor):
                 for message in messages[passed_on:]:
                     _log.warning("%s", message.decode(errors="replace"))
                 passed_on = len(messages)
-                if is_interrupted() and not ends and instance.process is not None:
+                if interrupts and not ends and instance.process is not None:
                     instance.process.terminate()
                     return
