@@ -105,9 +105,8 @@ def _marked(hook: str, settings: object) -> Generator[dict[str, str], None, None
         return
     builds = hook in ("build_editable", "build_wheel")
     own = _own_marks(hook, settings, len(marks))
-    unfinished = {n for n in own if marks[n] != _FINISHED}
-    if builds:
-        unfinished.update(n for n, mark in marks.items() if mark == _UNFINISHED)
+    everywhere = {n for n, mark in marks.items() if mark == _UNFINISHED and builds}
+    unfinished = everywhere | {n for n in own if marks[n] != _FINISHED}
     _write(lock_file, marks | dict.fromkeys(own, _UNFINISHED if builds else _ELSEWHERE))
     try:
         with ExitStack() as stack:
@@ -124,8 +123,7 @@ def _marked(hook: str, settings: object) -> Generator[dict[str, str], None, None
         if not may_have_left_half_a_file(error):
             _write(lock_file, marks)
         raise
-    if builds:
-        marks |= {n: _ELSEWHERE for n, mark in marks.items() if mark == _UNFINISHED}
+    marks |= dict.fromkeys(everywhere, _ELSEWHERE)
     _write(lock_file, marks | dict.fromkeys(own, _FINISHED))
 
 

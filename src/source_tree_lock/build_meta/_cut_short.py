@@ -71,14 +71,7 @@ def build_anew(stack: ExitStack, only_metadata: bool, say: Callable[[str], None]
 
     def run_command_anew(self: Any, name: str) -> None:
         if not self.have_run.get(name) and (name == "egg_info" or not only_metadata):
-            paths: list[str] = []
-            with suppress(Exception):  # setuptools meets the same error below
-                command = self.get_command_obj(name)
-                command.ensure_finalized()
-                if name in _COMMANDS:
-                    command.force = True  # [tool.distutils] counts for more than any other file
-                paths = list(_left_over(command, name))
-            for path in paths:
+            for path in _force(self, name):
                 if os.path.isdir(path) and not os.path.islink(path):
                     shutil.rmtree(path)
                 elif os.path.lexists(path):
@@ -95,20 +88,26 @@ def build_anew(stack: ExitStack, only_metadata: bool, say: Callable[[str], None]
     return {}
 
 
-def _left_over(command: Any, name: str) -> Iterator[str]:
-    """What a command would use of an earlier build, and makes again without it."""
-    if name == "bdist_wheel":
-        yield command.bdist_dir
-    elif name == "sdist":
-        yield command.distribution.get_fullname()
-    elif name == "egg_info":  # its temporary files would be packed
-        yield from glob.glob(os.path.join(glob.escape(command.egg_info), "tmp????????"))
-    elif name == "build_clib":
-        compilers: Any = importlib.import_module("distutils.ccompiler")
-        compiler = compilers.new_compiler(compiler=command.compiler)
-        for library, details in command.libraries or ():
-            yield from compiler.object_filenames(details["sources"], output_dir=command.build_temp)
-            yield compiler.library_filename(library, output_dir=command.build_clib)
+def _force(distribution: Any, name: str) -> Iterator[str]:
+    """Force a command; give what it would still use of an earlier build, and makes again."""
+    with suppress(Exception):  # setuptools meets the same error when it runs the command
+        command = distribution.get_command_obj(name)
+        command.ensure_finalized()
+        if name in _COMMANDS:
+            command.force = True  # [tool.distutils] counts for more than any other file
+        if name == "bdist_wheel":
+            yield command.bdist_dir
+        elif name == "sdist":
+            yield distribution.get_fullname()
+        elif name == "egg_info":  # its temporary files would be packed
+            yield from glob.glob(os.path.join(glob.escape(command.egg_info), "tmp????????"))
+        elif name == "build_clib":
+            compilers: Any = importlib.import_module("distutils.ccompiler")
+            compiler = compilers.new_compiler(compiler=command.compiler)
+            objects, libraries = command.build_temp, command.build_clib
+            for library, details in command.libraries or ():
+                yield from compiler.object_filenames(details["sources"], output_dir=objects)
+                yield compiler.library_filename(library, output_dir=libraries)
 
 
 def _forcing_config(directory: str) -> str:
