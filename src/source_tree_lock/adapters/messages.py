@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from logging import LogRecord
 
 from .. import LockOptions, SourceTreeLock, Wait
 from .._holder import acquired, logger
-
-if TYPE_CHECKING:
-    from logging import LogRecord
 
 #: Called with each sentence.
 Say = Callable[[str], object]

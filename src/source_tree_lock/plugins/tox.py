@@ -89,10 +89,9 @@ class _Locking(Executor):
         # Imported when something is built: most commands of tox build nothing.
         from ..adapters import is_setuptools
 
-        run = _run_command() if is_setuptools(cwd) else ()
-        self._is_locked = bool(run)
-        if run:
-            cmd = [*run, str(cwd), "--", *cmd]
+        self._is_locked = is_setuptools(cwd) and bool(_run_command())
+        if self._is_locked:
+            cmd = [*_run_command(), str(cwd), "--", *cmd]
             # tox passes on only the variables that the project's configuration names.
             ours = [name for name in os.environ if name.startswith("SOURCE_TREE_LOCK_")]
             env = {**{name: os.environ[name] for name in ours}, **env}
