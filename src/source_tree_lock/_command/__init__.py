@@ -8,17 +8,13 @@ import re
 import signal
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import LockTimeout, LockUnavailable
 from .output import BAD_USAGE, PROGRAM, SIGNALLED, TIMED_OUT, UNAVAILABLE, fail
 from .run import run
 from .status import status
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any, NoReturn
 
 _DESCRIPTION = "Let one process at a time build in a source tree. It is the lock that uv takes."
 _RUN = """\
@@ -50,11 +46,8 @@ _TIMEOUT = "wait at most 5 (seconds), 5s, 10m or 1h (default: SOURCE_TREE_LOCK_T
 _LOCK_DIR = "directory of the lock file (default: SOURCE_TREE_LOCK_DIR, else that of uv)"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: what follows the name of the program; by default those of this process.
+def main() -> int:
+    """Run the command with the arguments of this process.
 
     Returns:
         The exit status.
@@ -67,11 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pass
     try:
         try:
-            options = _parse(list(sys.argv[1:] if arguments is None else arguments))
+            options = _parse(sys.argv[1:])
             return run(options) if options.action == "run" else status(options)
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            print(end="", flush=True)  # has no effect where stdout is closed
     except KeyboardInterrupt:
         return SIGNALLED + signal.SIGINT
     except LockTimeout as error:
@@ -92,24 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Return the options, with `command` among them; a mistake ends the program."""
-    # Split here: what argparse does with "--" differs from one version of Python to another.
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    parser, actions = _parsers()
-    options, rest = parser.parse_known_args(arguments[:end])
-    options.command = arguments[end + 1 :]
-    parser = actions.get(options.action, parser)
-    if rest and rest[0].startswith("-"):
-        parser.error(f"unrecognized option: {rest[0].partition('=')[0]}")
-    if options.action is None:
-        parser.error("name an action: run or status")
-    if options.action == "status" and (rest or end < len(arguments)):
-        parser.error("status takes one TREE and no command")
-    if options.action == "run" and (rest or not options.tree or not any(options.command[:1])):
-        parser.error(f"write {PROGRAM} run TREE -- COMMAND...")
-    return options
-
-
-def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser = _Parser(prog=PROGRAM, description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     actions = parser.add_subparsers(dest="action", metavar="run|status")
@@ -124,7 +98,21 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         each.add_argument("--lock-dir", metavar="D", help=_LOCK_DIR)
     for_run.add_argument("tree", metavar="TREE", nargs="?", help="the source tree")
     for_status.add_argument("tree", metavar="TREE", nargs="?", default=".", help="(default: .)")
-    return parser, actions.choices
+
+    # Split here: what argparse does with "--" differs from one version of Python to another.
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options, rest = parser.parse_known_args(arguments[:end])
+    options.command = arguments[end + 1 :]
+    parser = actions.choices.get(options.action, parser)
+    if rest and rest[0].startswith("-"):
+        parser.error(f"unrecognized option: {rest[0].partition('=')[0]}")
+    if options.action is None:
+        parser.error("name an action: run or status")
+    if options.action == "status" and (rest or end < len(arguments)):
+        parser.error("status takes one TREE and no command")
+    if options.action == "run" and (rest or not options.tree or not any(options.command[:1])):
+        parser.error(f"write {PROGRAM} run TREE -- COMMAND...")
+    return options
 
 
 class _Parser(argparse.ArgumentParser):

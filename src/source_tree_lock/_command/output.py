@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from contextlib import suppress
 
-from .._holder import Wait, acquired, logger
+from .._holder import Wait, acquired
 
 PROGRAM = "source-tree-lock"
 
@@ -43,7 +42,7 @@ def _write(text: str) -> None:
         sys.stderr = None
 
 
-class WaitOutput(logging.Handler):
+class WaitOutput:
     """Shows on stderr that `run` waits, and for which process.
 
     In a terminal that is one text, which is updated each second and taken back when the wait is
@@ -52,10 +51,8 @@ class WaitOutput(logging.Handler):
     """
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
         self._text = ""  # in the terminal now
         self._due = 0.0  # how long a wait lasts when it is worth the next message
-        logger().addHandler(self)
 
     def show(self, wait: Wait) -> None:
         """Show a wait that goes on: `on_wait` and `while_waiting` of the lock."""
@@ -84,10 +81,10 @@ class WaitOutput(logging.Handler):
             self._text = ""
             _write("\r\033[K")
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def warn(self, message: str) -> None:
         """Write a warning of the library."""
         self.clear()
-        say(record.getMessage())
+        say(message)
 
 
 def _columns_of_terminal() -> int:

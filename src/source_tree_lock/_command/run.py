@@ -6,19 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from types import FrameType
 
+from .. import LockOptions, Wait
 from .._lock import LockForChildren
 from ..adapters import is_setuptools
+from ..adapters.messages import redirect_messages
 from .output import NOT_EXECUTABLE, NOT_FOUND, SIGNALLED, WaitOutput, fail, say
-
-if TYPE_CHECKING:
-    from argparse import Namespace
-    from collections.abc import Callable
-    from types import FrameType
-
-    from .. import LockOptions, Wait
 
 #: Words that have uv build a project.
 _UV_BUILDS = frozenset("add build compile export install lock remove run sync tree".split())
@@ -50,7 +47,7 @@ def run(options: Namespace) -> int:
     # These end the wait, as Ctrl-C does.
     _handle(lambda number, _: sys.exit(SIGNALLED + number), "SIGTERM", "SIGHUP")
     try:
-        with lock:
+        with redirect_messages(output.warn), lock:
             if options.lock_dir is None and _is_uv_that_waits(options.command, options.tree):
                 say(_UV_WAITS)
             for descriptor in lock.pass_fds:
@@ -67,18 +64,9 @@ def _run(command: list[str], environ: dict[str, str]) -> int:
     them from the terminal too. SIGTERM and SIGHUP are passed on to it. The handlers stay when the
     command has ended, so that a late signal cannot change the exit status.
     """
-    process: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        if process is None:
-            early.append(number)
-            return
-        with suppress(PermissionError):  # it runs as another user, as with sudo
-            process.send_signal(number)
-
+    early: list[int] = []  # before the command has started
+    _handle(lambda number, _: early.append(number), "SIGTERM", "SIGHUP")
     _handle(lambda _number, _frame: None, "SIGINT", "SIGQUIT", "SIGBREAK")
-    _handle(pass_on, "SIGTERM", "SIGHUP")
     if hasattr(signal, "SIGCHLD"):
         # Where it is ignored, waitpid(2) cannot report the status of a child.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -90,6 +78,12 @@ def _run(command: list[str], environ: dict[str, str]) -> int:
         return fail(NOT_FOUND, f"command not found: {command[0]!r}")
     except OSError as error:
         return fail(NOT_EXECUTABLE, f"cannot execute {command[0]!r}: {error.strerror}")
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        with suppress(PermissionError):  # it runs as another user, as with sudo
+            process.send_signal(number)
+
+    _handle(pass_on, "SIGTERM", "SIGHUP")
     for number in early:
         pass_on(number, None)
     code = process.wait()

@@ -7,20 +7,15 @@ import json
 import os
 import sys
 import time
+from argparse import Namespace
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Any
 
-from .._holder import printable
+from .._holder import Holder, printable
 from .._lock import SourceTreeLock
 from .._proc import flocks, identity_at, key_of, program_of, working_directory_of
 from .._system import END_COMMAND, user_id, user_name
 from .output import HELD
-
-if TYPE_CHECKING:
-    from argparse import Namespace
-    from typing import Any
-
-    from .._holder import Holder
 
 
 def status(options: Namespace) -> int:

@@ -1,7 +1,5 @@
 """What older Pythons have to get from other distributions."""
 
-from __future__ import annotations
-
 import sys
 
 if sys.version_info >= (3, 11):

@@ -11,7 +11,7 @@ from .. import AnyPath, LockOptions, SourceTreeLock
 from .._hook_names import HOOK_NAMES
 from .._lock import LockForChildren
 from ._new_in_python_3_11 import Unpack
-from .messages import Say, redirect_messages, report_waits
+from .messages import Say, prepare_options, redirect_messages
 from .runner import run_hook
 from .which_trees import Rule, is_setuptools
 
@@ -52,8 +52,7 @@ def locked_hooks(
     A locked hook raises `LockTimeout` or `LockUnavailable` if the tree could not be locked; the
     hook has not run then.
     """
-    SourceTreeLock(".", **lock_options)  # validate the options before any hook runs
-    options = report_waits(lock_options, say)
+    options = prepare_options(lock_options, say)
 
     # `metadata_from_built` is pyproject_api's way to get the metadata of a backend that has no
     # hook for it: it builds a wheel.
@@ -76,9 +75,7 @@ def locked_hooks(
             # pyproject_hooks has no public name for the runner of a hook caller.
             runner = getattr(owner, "_subprocess_runner", None)
             make_lock = LockForChildren if runner is None else SourceTreeLock
-            with ExitStack() as stack:
-                stack.enter_context(redirect_messages(say))
-                lock = stack.enter_context(make_lock(tree, **options))
+            with redirect_messages(say), make_lock(tree, **options) as lock, ExitStack() as stack:
                 if runner is not None:
                     # This changes the hook caller for the time of the call. No other thread is
                     # affected: one that calls a hook of this tree waits for this hold.

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from logging import LogRecord
 
-from .. import LockOptions, Wait
+from .. import LockOptions, SourceTreeLock, Wait
 from .._holder import acquired, logger
-
-if TYPE_CHECKING:
-    from logging import LogRecord
 
 #: Called with each sentence.
 Say = Callable[[str], object]
@@ -35,13 +32,18 @@ def redirect_messages(say: Say | None) -> Generator[None, None, None]:
         _current_say.reset(token)
 
 
-def report_waits(options: LockOptions, say: Say | None) -> LockOptions:
-    """Return the options with callbacks that also report the start and the end of each wait.
+def prepare_options(options: LockOptions, say: Say | None) -> LockOptions:
+    """Validate the options before any hook runs, and add callbacks that report waits.
 
     Args:
         options: keyword arguments of `SourceTreeLock`; its callbacks are still called.
-        say: called with one sentence at the start and one at the end; ``None`` for neither.
+        say: called with one sentence at the start of each wait and one at its end; ``None`` for
+            neither.
+
+    Raises:
+        TypeError, ValueError: an option is invalid.
     """
+    SourceTreeLock(".", **options)
     if say is None:
         return options
     on_wait, after_wait = options.get("on_wait"), options.get("after_wait")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 from .. import LockOptions, SourceTreeLock
 from ._new_in_python_3_11 import Unpack
-from .messages import Say, redirect_messages, report_waits
+from .messages import Say, prepare_options, redirect_messages
 from .which_trees import Rule, is_setuptools
 
 #: The runners of ``pyproject_hooks``, pip and PDM, which name their parameters differently.
@@ -71,16 +71,13 @@ def locked_runner(
         subprocess.CalledProcessError: the command failed (if it was run here).
         Exception: what ``runner`` or a callback raised.
     """
-    SourceTreeLock(".", **lock_options)  # validate the options before any hook runs
-    options = report_waits(lock_options, say)
+    options = prepare_options(lock_options, say)
 
     def run(cmd: Sequence[str], cwd: str | None = None, extra_environ: Environ = None) -> None:
         tree = os.getcwd() if cwd is None else cwd
-        if when(tree):
-            with redirect_messages(say), SourceTreeLock(tree, **options) as lock:
-                run_hook(lock, runner, cmd, cwd, extra_environ)
-        else:
-            run_hook(None, runner, cmd, cwd, extra_environ)
+        lock = SourceTreeLock(tree, **options) if when(tree) else None
+        with redirect_messages(say), lock or nullcontext():
+            run_hook(lock, runner, cmd, cwd, extra_environ)
 
     return run
 
@@ -115,14 +112,13 @@ def run_hook(
         try:
             status = process.wait()
         except BaseException:
-            try:
-                process.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE)
-            finally:
-                process.kill()  # has no effect on a process that has ended
-                process.wait()
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
             raise
+        finally:
+            process.kill()  # has no effect on a process that has ended
+            process.wait()
     if status:
         raise subprocess.CalledProcessError(status, cmd)
 

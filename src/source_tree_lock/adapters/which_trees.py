@@ -15,8 +15,6 @@ Rule = Callable[[AnyPath], bool]
 _WRAPPERS = frozenset(
     ("jupyter_packaging.build_api", "pbr.build", "scikit_build_core.setuptools.build_meta")
 )
-#: Wraps the backend that ``[tool.rapids-build-backend]`` names.
-_RAPIDS = "rapids_build_backend.build"
 
 
 def is_setuptools(source_tree: AnyPath) -> bool:
@@ -36,9 +34,10 @@ def is_setuptools(source_tree: AnyPath) -> bool:
         with open(os.path.join(os.fsdecode(source_tree), "pyproject.toml"), "rb") as file:
             document = tomllib.load(file)
         table = document["build-system"]
-        backend = _module_of(table["build-backend"])
-        if backend == _RAPIDS:
-            backend = _module_of(document["tool"]["rapids-build-backend"]["build-backend"])
+        backend = table["build-backend"]
+        if backend == "rapids_build_backend.build":  # it wraps the one that is named here
+            backend = document["tool"]["rapids-build-backend"]["build-backend"]
+        backend = backend.partition(":")[0]  # the name of an object in the module may follow
         if backend == "source_tree_lock.build_meta":
             return False
         if backend == "setuptools.build_meta" or backend in _WRAPPERS or "backend-path" in table:
@@ -48,8 +47,3 @@ def is_setuptools(source_tree: AnyPath) -> bool:
     # A table of another shape, such as a list of backends, is as good as none.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return True
-
-
-def _module_of(backend: str) -> str:
-    """Return the module of a build backend; the name of an object in it may follow a colon."""
-    return backend.partition(":")[0]

@@ -24,20 +24,16 @@ import os
 import sys
 import types
 import zlib
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._hold import current_hold
-from .._holder import in_words
+from .._holder import Wait, in_words
 from .._hook_names import HOOK_NAMES
 from .._lock import source_tree_lock
 from .._record import read_marks, write_marks
 from ..errors import SourceTreeLockError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
-    from .._holder import Wait
 
 #: Tells the builds that a hook starts in the same tree who keeps the marks: those of this file.
 _MARKED_VARIABLE = "SOURCE_TREE_LOCK_MARKED"
@@ -78,45 +74,39 @@ def _locked(hook: Callable[..., Any]) -> Callable[..., Any]:
             except (SourceTreeLockError, OSError, RuntimeError, ValueError) as error:
                 # Frontends show this without a traceback.
                 raise SystemExit(f"source-tree-lock: {error}") from error
-            # A setup.py may start builds of its own tree.
-            stack.enter_context(_environ(lock.environ))
             settings = kwargs.get("config_settings", args[1] if len(args) > 1 else None)
-            stack.enter_context(_marked(hook.__name__, settings))
+            variables = stack.enter_context(_marked(hook.__name__, settings))
+            # A setup.py may start builds of its own tree.
+            variables |= lock.environ
+            before = {name: os.environ[name] for name in variables if name in os.environ}
+            stack.callback(os.environ.update, before)
+            for name in variables:
+                stack.callback(os.environ.pop, name, None)
+            os.environ.update(variables)
             return hook(*args, **kwargs)
 
     return locked
 
 
 @contextmanager
-def _environ(variables: dict[str, str]) -> Generator[None, None, None]:
-    """Set variables of the environment."""
-    before = {name: os.environ[name] for name in variables if name in os.environ}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            os.environ.pop(name, None)
-        os.environ.update(before)
+def _marked(hook: str, settings: object) -> Generator[dict[str, str], None, None]:
+    """Mark the tree while a hook writes into it; build anew what was cut short before.
 
-
-@contextmanager
-def _marked(hook: str, settings: object) -> Generator[None, None, None]:
-    """Mark the tree while a hook writes into it; build anew what was cut short before."""
+    The value of the context is what has to be added to the environment.
+    """
     hold = current_hold()
-    lock_file = None if hold is None else hold.base
+    lock_file = (hold and hold.base) or ""  # without a lock file, the tree alone is locked
     marks: dict[int, int] = {}
-    if lock_file is not None and os.environ.get(_MARKED_VARIABLE) != lock_file:
+    if os.environ.get(_MARKED_VARIABLE) != lock_file:
         with suppress(OSError):
             marks = dict(enumerate(read_marks(lock_file)))
-    if lock_file is None or not marks:
-        yield
+    if not marks:
+        yield {}
         return
     builds = hook in ("build_editable", "build_wheel")
     own = _own_marks(hook, settings, len(marks))
-    unfinished = {n for n in own if marks[n] != _FINISHED}
-    if builds:
-        unfinished.update(n for n, mark in marks.items() if mark == _UNFINISHED)
+    everywhere = {n for n, mark in marks.items() if mark == _UNFINISHED and builds}
+    unfinished = everywhere | {n for n in own if marks[n] != _FINISHED}
     _write(lock_file, marks | dict.fromkeys(own, _UNFINISHED if builds else _ELSEWHERE))
     try:
         with ExitStack() as stack:
@@ -125,20 +115,15 @@ def _marked(hook: str, settings: object) -> Generator[None, None, None]:
                 # Imported late here and below: a fresh build environment has to compile it.
                 from ._cut_short import build_anew
 
-                only_metadata = unfinished == {_METADATA}
-                if not only_metadata:
-                    _say(f"the last build in {os.getcwd()} was cut short, so all is built anew")
-                variables |= stack.enter_context(build_anew(only_metadata=only_metadata))
-            stack.enter_context(_environ(variables))
-            yield
+                variables |= build_anew(stack, unfinished == {_METADATA}, _say)
+            yield variables
     except BaseException as error:
         from ._cut_short import may_have_left_half_a_file
 
         if not may_have_left_half_a_file(error):
             _write(lock_file, marks)
         raise
-    if builds:
-        marks |= {n: _ELSEWHERE for n, mark in marks.items() if mark == _UNFINISHED}
+    marks |= dict.fromkeys(everywhere, _ELSEWHERE)
     _write(lock_file, marks | dict.fromkeys(own, _FINISHED))
 
 

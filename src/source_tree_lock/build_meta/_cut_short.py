@@ -11,12 +11,10 @@ import signal
 import subprocess
 import tempfile
 import traceback
+from collections.abc import Callable, Iterator
 from configparser import RawConfigParser
-from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+from contextlib import ExitStack, suppress
+from typing import Any
 
 #: What a file system answers when half a file is written.
 _CUT_WRITES = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC)
@@ -36,8 +34,7 @@ def may_have_left_half_a_file(error: BaseException) -> bool:
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
-    handler_codes = [getattr(each, "__code__", None) for each in handlers]
+    handler_codes = [getattr(signal.getsignal(n), "__code__", None) for n in signal.valid_signals()]
     frames = [frame for each in chain for frame, _ in traceback.walk_tb(each.__traceback__)]
     failed = [each for each in chain if isinstance(each, subprocess.CalledProcessError)]
     links = any(type(each).__name__ in ("LinkError", "LibError") for each in chain)
@@ -54,70 +51,70 @@ def _has_no_output(command: list[str]) -> bool:
     return "-o" in command and not os.path.lexists(command[command.index("-o") + 1])
 
 
-@contextmanager
-def build_anew(*, only_metadata: bool) -> Generator[dict[str, str], None, None]:
+def build_anew(stack: ExitStack, only_metadata: bool, say: Callable[[str], None]) -> dict[str, str]:
     """Have setuptools build everything anew, wherever it builds, or the metadata only.
 
     The option ``force`` is set by a configuration file, which also reaches the child processes of
     a setup.py. What it does not reach is removed when the command that writes it begins:
     directories in which archives are composed, and the objects of static libraries.
 
-    The value of the context is what has to be added to the environment.
+    Args:
+        stack: undoes it at its end.
+        only_metadata: whether nothing but the metadata is built anew.
+        say: called with one sentence, unless it is the metadata only.
+
+    Returns:
+        What has to be added to the environment.
     """
     distribution: Any = importlib.import_module("distutils.dist").Distribution  # setuptools' own
     run_command = distribution.run_command
 
     def run_command_anew(self: Any, name: str) -> None:
         if not self.have_run.get(name) and (name == "egg_info" or not only_metadata):
-            paths: list[str] = []
-            with suppress(Exception):  # setuptools meets the same error below
-                command = self.get_command_obj(name)
-                command.ensure_finalized()
-                if name in _COMMANDS:
-                    command.force = True  # [tool.distutils] counts for more than any other file
-                paths = list(_left_over(command, name))
-            for path in paths:
+            for path in _force(self, name):
                 if os.path.isdir(path) and not os.path.islink(path):
                     shutil.rmtree(path)
                 elif os.path.lexists(path):
                     os.unlink(path)
         run_command(self, name)
 
-    with ExitStack() as stack:
-        stack.callback(setattr, distribution, "run_command", run_command)
-        distribution.run_command = run_command_anew
-        variables: dict[str, str] = {}
-        if not only_metadata:
-            with suppress(Exception):  # no temporary directory, or a user's file with mistakes
-                temporary = tempfile.TemporaryDirectory(prefix="source-tree-lock-")
-                variables[_EXTRA_CONFIG] = _forcing_config(stack.enter_context(temporary))
-        yield variables
+    stack.callback(setattr, distribution, "run_command", run_command)
+    distribution.run_command = run_command_anew
+    if not only_metadata:
+        say(f"the last build in {os.getcwd()} was cut short, so all is built anew")
+        with suppress(Exception):  # no temporary directory, or a user's file with mistakes
+            temporary = tempfile.TemporaryDirectory(prefix="source-tree-lock-")
+            return {_EXTRA_CONFIG: _forcing_config(stack.enter_context(temporary))}
+    return {}
 
 
-def _left_over(command: Any, name: str) -> Iterator[str]:
-    """What a command would use of an earlier build, and makes again without it."""
-    if name == "bdist_wheel":
-        yield command.bdist_dir
-    elif name == "sdist":
-        yield command.distribution.get_fullname()
-    elif name == "egg_info":  # its temporary files would be packed
-        yield from glob.glob(os.path.join(glob.escape(command.egg_info), "tmp????????"))
-    elif name == "build_clib":
-        compilers: Any = importlib.import_module("distutils.ccompiler")
-        compiler = compilers.new_compiler(compiler=command.compiler)
-        for library, details in command.libraries or ():
-            yield from compiler.object_filenames(details["sources"], output_dir=command.build_temp)
-            yield compiler.library_filename(library, output_dir=command.build_clib)
+def _force(distribution: Any, name: str) -> Iterator[str]:
+    """Force a command; give what it would still use of an earlier build, and makes again."""
+    with suppress(Exception):  # setuptools meets the same error when it runs the command
+        command = distribution.get_command_obj(name)
+        command.ensure_finalized()
+        if name in _COMMANDS:
+            command.force = True  # [tool.distutils] counts for more than any other file
+        if name == "bdist_wheel":
+            yield command.bdist_dir
+        elif name == "sdist":
+            yield distribution.get_fullname()
+        elif name == "egg_info":  # its temporary files would be packed
+            yield from glob.glob(os.path.join(glob.escape(command.egg_info), "tmp????????"))
+        elif name == "build_clib":
+            compilers: Any = importlib.import_module("distutils.ccompiler")
+            compiler = compilers.new_compiler(compiler=command.compiler)
+            objects, libraries = command.build_temp, command.build_clib
+            for library, details in command.libraries or ():
+                yield from compiler.object_filenames(details["sources"], output_dir=objects)
+                yield compiler.library_filename(library, output_dir=libraries)
 
 
 def _forcing_config(directory: str) -> str:
     """Make a configuration file that forces builds, and says besides what the user's own says."""
     config = RawConfigParser()
     config.optionxform = str  # type: ignore[assignment,method-assign]
-    own = os.environ.get(_EXTRA_CONFIG, "")
-    if os.path.isfile(own):
-        with open(own, encoding="utf-8") as file:
-            config.read_file(file)
+    config.read(os.environ.get(_EXTRA_CONFIG, ""), encoding="utf-8")  # if there is such a file
     config.read_dict({each: {"force": "1"} for each in _COMMANDS})
     path = os.path.join(directory, "setup.cfg")
     with open(path, "w", encoding="utf-8") as file:

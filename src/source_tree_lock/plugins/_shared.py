@@ -6,17 +6,15 @@ import os
 import pkgutil
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
-    from typing import Any
+from types import FrameType
+from typing import Any
 
 #: The names that were replaced in this process: a frontend may load its plugins twice.
 _replaced: set[str] = set()
-_is_interrupted = False
+#: SIGINT, once for each Ctrl-C since a plugin was loaded.
+interrupts: list[int] = []
 
 
 def replace(frontend: str, owner: str, name: str, make: Callable[[Any], object]) -> None:
@@ -51,18 +49,13 @@ def replace(frontend: str, owner: str, name: str, make: Callable[[Any], object])
     _replaced.add(f"{owner}.{name}")
 
 
-def is_interrupted() -> bool:
-    """Return whether Ctrl-C was pressed since a plugin was loaded."""
-    return _is_interrupted
-
-
 def stop_if_interrupted(_: object) -> None:
     """End a wait after Ctrl-C; for use as ``while_waiting``.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed.
     """
-    if _is_interrupted:
+    if interrupts:
         raise KeyboardInterrupt
 
 
@@ -77,8 +70,7 @@ def _listen_for_ctrl_c() -> None:
         return  # SIGINT is ignored, or the handler was not installed from Python
 
     def note_ctrl_c(number: int, frame: FrameType | None) -> object:
-        global _is_interrupted
-        _is_interrupted = True
+        interrupts.append(number)
         return handler(number, frame)
 
     with suppress(ValueError):  # this is not the main thread

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 from ._shared import replace, stop_if_interrupted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 #: PDM's core object, which has the terminal.
 _core: Any
@@ -29,10 +26,8 @@ def _locked(run: Callable[..., None]) -> Callable[..., None]:
         # Imported when something is built: most commands of PDM build nothing.
         from ..adapters import locked_runner
 
-        run_locked = locked_runner(
-            functools.partial(run, builder), say=_say, while_waiting=stop_if_interrupted
-        )
-        run_locked(*args, **kwargs)
+        runner = functools.partial(run, builder)
+        locked_runner(runner, say=_say, while_waiting=stop_if_interrupted)(*args, **kwargs)
 
     return subprocess_runner
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tox.plugin import impl
 
-from ._shared import is_interrupted, replace
+from ._shared import interrupts, replace
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -89,10 +89,9 @@ class _Locking(Executor):
         # Imported when something is built: most commands of tox build nothing.
         from ..adapters import is_setuptools
 
-        run = _run_command() if is_setuptools(cwd) else ()
-        self._is_locked = bool(run)
-        if run:
-            cmd = [*run, str(cwd), "--", *cmd]
+        self._is_locked = is_setuptools(cwd) and bool(_run_command())
+        if self._is_locked:
+            cmd = [*_run_command(), str(cwd), "--", *cmd]
             # tox passes on only the variables that the project's configuration names.
             ours = [name for name in os.environ if name.startswith("SOURCE_TREE_LOCK_")]
             env = {**{name: os.environ[name] for name in ours}, **env}
@@ -142,6 +141,6 @@ class _Locking(Executor):
                 for message in messages[passed_on:]:
                     _log.warning("%s", message.decode(errors="replace"))
                 passed_on = len(messages)
-                if is_interrupted() and not ends and instance.process is not None:
+                if interrupts and not ends and instance.process is not None:
                     instance.process.terminate()
                     return
