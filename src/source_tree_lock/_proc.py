@@ -224,13 +224,6 @@ def is_stopped(pid: int) -> bool:
     return _stat_fields(pid)[:1] in ([b"T"], [b"t"])
 
 
-def working_directory_of(pid: int) -> str | None:
-    """The working directory of a process, where /proc shows it."""
-    with suppress(OSError):  # it has ended, or belongs to another user
-        return os.readlink(f"{PROC}/{pid}/cwd")
-    return None
-
-
 def ancestry(pid: int | None = None) -> list[int]:
     """A process, by default this one, its parent, its parent's parent and so on."""
     found = [os.getpid(), os.getppid()] if pid is None else [pid]

@@ -1,7 +1,7 @@
-"""The record that a holder leaves in its lock file, and behind it the marks of unfinished builds.
+"""The record that a holder leaves in its lock file.
 
-Both are a courtesy: a reader trusts nothing in them, and a lock file that cannot be written keeps
-nobody from locking it.
+It is a courtesy: a reader trusts nothing in it, and a lock file that cannot be written keeps nobody
+from locking it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ import errno
 import os
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cache
 
 from ._holder import as_name, this_host
-from ._kernel_lock import READ_ONLY, READ_WRITE, KernelLock, guard
+from ._kernel_lock import READ_ONLY, KernelLock, guard
 from ._system import PROC, RECORD_START, read_at, user_id, write_at
 
 #: The size of each record in bytes, so that a shorter one leaves nothing of a longer one behind.
 SIZE = 512
-#: How many marks stand behind the record.
-_MARKS = 64
 
 
 def write_record(lock: KernelLock, *, for_children: bool) -> str:
@@ -29,13 +27,12 @@ def write_record(lock: KernelLock, *, for_children: bool) -> str:
     Raises:
         OSError: it could not be written.
     """
-    _check_writable(lock)
     token = os.urandom(16).hex()
     children = ', "for_children": true' if for_children else ""
     with guard:
         fields = _own_fields(os.getpid())
     record = f'{{{fields}{children}, "since": {time.time():.3f}, "token": "{token}"}}'
-    _write(lock, record.encode().ljust(SIZE - 1) + b"\n", RECORD_START)
+    write(lock, record.encode().ljust(SIZE - 1) + b"\n", RECORD_START)
     return token
 
 
@@ -48,49 +45,22 @@ def blank_record(lock: KernelLock) -> None:
         write_at(lock.fileno(), b"\n" * SIZE, RECORD_START)
 
 
-def _check_writable(lock: KernelLock) -> None:
+def write(lock: KernelLock, data: bytes, offset: int) -> None:
+    """Write all of ``data`` into a lock file.
+
+    Raises:
+        OSError: it could not be written, or is not written because the file has other names.
+    """
     if os.fstat(lock.fileno()).st_nlink != 1 or not lock.writable:
         raise OSError(errno.EROFS, "it has other names, or may only be read")
-
-
-def _write(lock: KernelLock, data: bytes, offset: int) -> None:
     if write_at(lock.fileno(), data, offset) != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-# The marks of unfinished builds
-
-
-def read_marks(lock_file: str) -> bytes:
-    """The marks of unfinished builds in a lock file, a byte each; `build_meta` says what they mean.
-
-    Raises:
-        OSError: they cannot be read.
-    """
-    return read(lock_file, _MARKS, RECORD_START + SIZE).ljust(_MARKS, b"\n")
-
-
 def read(path: str, size: int, offset: int) -> bytes:
     """At most ``size`` bytes of a lock file, from ``offset`` on."""
-    lock = KernelLock(path, READ_ONLY)
-    try:
+    with closing(KernelLock(path, READ_ONLY)) as lock:
         return read_at(lock.fileno(), size, offset)
-    finally:
-        lock.close()
-
-
-def write_marks(lock_file: str, marks: bytes) -> None:
-    """Write all marks into the lock file of a tree that this process holds.
-
-    Raises:
-        OSError: they cannot be written.
-    """
-    lock = KernelLock(lock_file, READ_WRITE)
-    try:
-        _check_writable(lock)
-        _write(lock, marks, RECORD_START + SIZE)
-    finally:
-        lock.close()
 
 
 # What this process is called. Both caches are used under `guard`.

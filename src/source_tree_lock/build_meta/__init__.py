@@ -25,18 +25,22 @@ import sys
 import types
 import zlib
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 from .._hold import current_hold
 from .._holder import Wait, in_words
 from .._hook_names import HOOK_NAMES
+from .._kernel_lock import READ_WRITE, KernelLock
 from .._lock import source_tree_lock
-from .._record import read_marks, write_marks
+from .._record import SIZE, read, write
+from .._system import RECORD_START
 from ..errors import SourceTreeLockError
 
 #: Tells the builds that a hook starts in the same tree who keeps the marks: those of this file.
 _MARKED_VARIABLE = "SOURCE_TREE_LOCK_MARKED"
+#: How many marks stand behind the record in the lock file, a byte each.
+_COUNT = 64
 #: Which mark is whose. Sdists share no file with other builds, and every hook writes metadata. Each
 #: Python builds extensions in directories of its own, and options may name others.
 _SDIST, _METADATA, _FIRST_BUILD = range(3)
@@ -99,12 +103,13 @@ def _marked(hook: str, settings: object) -> Generator[dict[str, str], None, None
     marks: dict[int, int] = {}
     if os.environ.get(_MARKED_VARIABLE) != lock_file:
         with suppress(OSError):
-            marks = dict(enumerate(read_marks(lock_file)))
+            found = read(lock_file, _COUNT, RECORD_START + SIZE).ljust(_COUNT, b"\n")
+            marks = dict(enumerate(found))
     if not marks:
         yield {}
         return
     builds = hook in ("build_editable", "build_wheel")
-    own = _own_marks(hook, settings, len(marks))
+    own = _own_marks(hook, settings)
     everywhere = {n for n, mark in marks.items() if mark == _UNFINISHED and builds}
     unfinished = everywhere | {n for n in own if marks[n] != _FINISHED}
     _write(lock_file, marks | dict.fromkeys(own, _UNFINISHED if builds else _ELSEWHERE))
@@ -127,20 +132,20 @@ def _marked(hook: str, settings: object) -> Generator[dict[str, str], None, None
     _write(lock_file, marks | dict.fromkeys(own, _FINISHED))
 
 
-def _own_marks(hook: str, settings: object, count: int) -> set[int]:
-    """Which of so many marks a hook sets and clears."""
+def _own_marks(hook: str, settings: object) -> set[int]:
+    """Which marks a hook sets and clears."""
     if hook not in ("build_editable", "build_wheel"):
         return {_METADATA, _SDIST} if hook == "build_sdist" else {_METADATA}
     python = f"{sys.platform} {sys.implementation.cache_tag} {getattr(sys, 'abiflags', '')}"
     options = f"{python} {os.environ.get('DIST_EXTRA_CONFIG')} {settings}"
     numbers = [zlib.crc32(each.encode(errors="replace")) for each in (python, options)]
-    return {_METADATA, *(_FIRST_BUILD + each % (count - _FIRST_BUILD) for each in numbers)}
+    return {_METADATA, *(_FIRST_BUILD + each % (_COUNT - _FIRST_BUILD) for each in numbers)}
 
 
 def _write(lock_file: str, marks: dict[int, int]) -> None:
     # Another user's file, a full disk: builds go on without marks.
-    with suppress(OSError):
-        write_marks(lock_file, bytes(marks.values()))
+    with suppress(OSError), closing(KernelLock(lock_file, READ_WRITE)) as lock:
+        write(lock, bytes(marks.values()), RECORD_START + SIZE)
 
 
 def _say_over(wait: Wait) -> None:
