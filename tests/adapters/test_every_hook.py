@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from projects import ALL_COMMANDS, Witness, call_all_hooks
-from pyproject_hooks import default_subprocess_runner
+from pyproject_api import SubprocessFrontend
+from pyproject_hooks import BuildBackendHookCaller, default_subprocess_runner
 from support import Child, is_free, write_project
 
 from source_tree_lock import source_tree_lock
-from source_tree_lock.adapters import locked_hooks, locked_runner
+from source_tree_lock.adapters import Runner, locked_hooks, locked_runner
 
-from .callers import caller, pyproject_api_frontend
+
+def caller(tree: Path, runner: Runner | None = None) -> BuildBackendHookCaller:
+    return BuildBackendHookCaller(str(tree), "setuptools.build_meta", runner=runner)
+
+
+def pyproject_api_frontend(tree: Path) -> SubprocessFrontend:
+    return SubprocessFrontend(*SubprocessFrontend.create_args_from_folder(tree)[:-1])
 
 
 def by_runner(tree: Path, out: Path) -> None:
@@ -45,21 +54,16 @@ def by_pyproject_api(tree: Path, out: Path) -> None:
 IN_PROCESS = """
     import setuptools.build_meta
     from source_tree_lock.adapters import locked_hooks
-    backend = locked_hooks(setuptools.build_meta)
-    if sys.argv[1] == "legacy":
-        backend = backend.__legacy__
-    out = sys.argv[2]
-    backend.get_requires_for_build_wheel()
-    backend.prepare_metadata_for_build_wheel(metadata_directory=out)
-    backend.build_wheel(out, config_settings=None, metadata_directory=None)
-    backend.build_sdist(sdist_directory=out)
-    backend.build_editable(out)
+    sys.path.append(sys.argv[3])
+    from projects import call_all_hooks
+    hooks = locked_hooks(setuptools.build_meta)
+    call_all_hooks(hooks.__legacy__ if sys.argv[1] == "legacy" else hooks, sys.argv[2])
     tell("done")
 """
 
 
 def in_process(kind: str, tree: Path, out: Path) -> None:
-    with Child(IN_PROCESS, kind, out, cwd=tree) as child:
+    with Child(IN_PROCESS, kind, out, Path(__file__).parents[1], cwd=tree) as child:
         assert child.rest()[-1] == "done"
 
 
@@ -83,3 +87,14 @@ def test_every_hook_runs_under_the_lock(
     call(tree, tmp_path)
     assert witness.report() == {f"{command} locked" for command in ALL_COMMANDS}
     assert is_free(source_tree_lock(tree).lock_file)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, only the first hands the hold on")
+@pytest.mark.parametrize("make", [caller, pyproject_api_frontend])
+def test_a_hook_that_takes_the_lock_is_let_in(
+    make: Callable[[Path], Any], tree: Path, tmp_path: Path
+) -> None:
+    takes_it = "from source_tree_lock import source_tree_lock\nwith source_tree_lock(timeout=30): 0"
+    write_project(tree, takes_it)
+    locked_hooks(make(tree)).build_wheel(tmp_path)
+    assert list(tmp_path.glob("*.whl"))
