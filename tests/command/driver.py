@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from subprocess import PIPE
@@ -55,7 +55,7 @@ HASTY = python("""
 
 def run(
     *arguments: object,
-    command: Sequence[str] = COMMAND,
+    command: list[str] = COMMAND,
     environ: Mapping[str, str] = {},
     **options: Any,
 ) -> subprocess.CompletedProcess[bytes]:
@@ -73,10 +73,11 @@ def complaint(ended: subprocess.CompletedProcess[bytes]) -> str:
 
 
 @contextmanager
-def started(*arguments: object, command: Sequence[str] = COMMAND, **options: Any) -> Iterator[Any]:
+def started(*arguments: object, command: list[str] = COMMAND, **options: Any) -> Iterator[Any]:
     """The command, a `Popen` in a session of its own, ended with all that it has started."""
     command = [*command, *map(str, arguments)]
-    with subprocess.Popen(command, start_new_session=True, **options) as process:
+    process: Any = subprocess.Popen(command, start_new_session=True, **options)
+    with process:
         try:
             yield process
         finally:
@@ -84,7 +85,7 @@ def started(*arguments: object, command: Sequence[str] = COMMAND, **options: Any
 
 
 @contextmanager
-def waiting(*arguments: object, command: Sequence[str] = COMMAND) -> Iterator[tuple[Child, Any]]:
+def waiting(*arguments: object, command: list[str] = COMMAND) -> Iterator[tuple[Child, Any]]:
     """`run`, its output in pipes, while it waits for a process that holds the tree."""
     tree = Path(str(arguments[-1]))
     words = ["run", *arguments, "--", "sh", "-c", "echo inside; exit 7"]
