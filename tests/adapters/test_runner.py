@@ -110,8 +110,8 @@ def test_nobody_is_let_in_before_the_hook_of_a_killed_frontend_has_ended(
     with Child(OUTLIVED, tree, kind, tmp_path) as frontend:
         frontend.expect("writing")
         frontend.kill()
-        with pytest.raises(LockTimeout):
-            source_tree_lock(tree, timeout=0.05).acquire()
+        with pytest.raises(LockTimeout), source_tree_lock(tree, timeout=0.05):
+            pass
         assert not is_free(source_tree_lock(tree).lock_file)
         frontend.say()
         with source_tree_lock(tree, timeout=LIMIT):
