@@ -1,31 +1,26 @@
-"""What locked_runner and locked_hooks promise alike: options, errors, messages, children."""
+"""What locked_runner and locked_hooks promise alike: options, errors, messages."""
 
 from __future__ import annotations
 
 import logging
-import sys
-import typing
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from support import held_elsewhere, is_free, write_project
+from support import held_elsewhere, is_free
+from ways import WAYS, Way
 
-from source_tree_lock import (
-    LockOptions,
-    LockTimeout,
-    LockUnavailable,
-    SourceTreeLockError,
-    Wait,
-    source_tree_lock,
-)
-from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
+from source_tree_lock import LockTimeout, LockUnavailable, Wait, source_tree_lock
+from source_tree_lock.adapters import locked_hooks, locked_runner
 
-from .callers import RunHook, caller, either, pyproject_api_frontend
+#: Each runs a function as a hook of a tree.
+either = pytest.mark.parametrize("run_hook", [WAYS["locked_runner"], WAYS["locked_hooks"]])
 
 
 @either
-def test_lock_options_are_those_of_the_lock(run_hook: RunHook, tree: Path, tmp_path: Path) -> None:
+def test_lock_options_are_those_of_the_lock(run_hook: Way, tree: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     run_hook(tree, lambda: None, lock_dir=elsewhere, digest=lambda _: "name")
     assert [path.name for path in elsewhere.iterdir()] == ["uv-setuptools-name.lock"]
@@ -39,132 +34,74 @@ def test_invalid_lock_options_are_refused_before_any_hook(
     options: dict[str, Any], error: type[Exception]
 ) -> None:
     [name] = options
-    with pytest.raises(error, match=name):
-        locked_runner(**options)
-    with pytest.raises(error, match=name):
-        locked_hooks(object(), **options)
-
-
-def test_the_types_of_the_signatures_can_be_looked_up() -> None:
-    for adapter in (locked_runner, locked_hooks):
-        hints = typing.get_type_hints(adapter)
-        assert typing.get_args(hints["lock_options"]) == (LockOptions,)
-    assert typing.get_type_hints(is_setuptools)["return"] is bool
+    for adapter in (locked_runner, partial(locked_hooks, object())):
+        with pytest.raises(error, match=name):
+            adapter(**options)
 
 
 @either
 def test_an_error_before_the_hook_has_run_is_told_apart_from_the_hook_s(
-    run_hook: RunHook, tree: Path, tmp_path: Path
+    run_hook: Way, tree: Path, tmp_path: Path
 ) -> None:
     """By its class, even where the hook raises an OSError: a frontend need not know if it ran."""
-    error = FileNotFoundError(2, "no such command", "cc")
-    ran: list[bool] = []
-
-    def hook() -> None:
-        ran.append(True)
-        raise error
-
+    hook = Mock(side_effect=FileNotFoundError(2, "no such command", "cc"))
     no_directory = tmp_path / "a file"
     no_directory.touch()
     with pytest.raises(LockUnavailable):
         run_hook(tree, hook, lock_dir=no_directory)
     with held_elsewhere(tree), pytest.raises(LockTimeout):
         run_hook(tree, hook, timeout=0)
-    assert ran == []
+    hook.assert_not_called()
     with pytest.raises(FileNotFoundError) as caught:
         run_hook(tree, hook)
-    assert caught.value is error
-    assert not isinstance(error, SourceTreeLockError)
+    assert caught.value is hook.side_effect
 
 
-# Messages
+@either
+@pytest.mark.parametrize("answer", [True, False])
+def test_any_other_rule_may_say_which_trees_are_locked(
+    run_hook: Way, answer: bool, tree: Path
+) -> None:
+    seen: list[object] = []
+
+    def rule(path: str) -> bool:
+        seen.append(Path(path))
+        return answer
+
+    lock_file = source_tree_lock(tree).lock_file
+    run_hook(tree, lambda: seen.append(is_free(lock_file)), when=rule)
+    assert seen == [tree, not answer]
 
 
 @either
 @pytest.mark.parametrize("level", [logging.INFO, logging.WARNING], ids=logging.getLevelName)
 def test_all_that_the_library_says_goes_where_one_argument_says(
-    run_hook: RunHook,
-    level: int,
-    tree: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    run_hook: Way, level: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The start and the end of a wait, and a warning: of a lock directory of everybody's."""
     caplog.set_level(level, "source_tree_lock")
-    lock_dir = tmp_path / "everybody's"
+    tree, lock_dir = tmp_path / "red \033[31m\n", tmp_path / "everybody's"
+    tree.mkdir()
     lock_dir.mkdir()
     lock_dir.chmod(0o777)
     said: list[str] = []
-    told: list[Wait] = []
-    ended: list[Wait] = []
-
+    waits: list[Wait] = []
     with held_elsewhere(tree, environ={"SOURCE_TREE_LOCK_DIR": str(lock_dir)}) as holder:
 
         def tell(wait: Wait) -> None:
-            told.append(wait)
+            waits.append(wait)
             holder.say()
 
-        options = {"lock_dir": lock_dir, "on_wait": tell, "after_wait": ended.append}
+        options = {"lock_dir": lock_dir, "on_wait": tell, "after_wait": waits.append}
         run_hook(tree, lambda: None, say=said.append, **options)
     warning, start, end = said
     assert str(lock_dir) in warning
-    assert start == str(told[0])
+    assert start == str(waits[0])
     assert f"(pid {holder.pid})" in start
-    assert end.startswith(f"acquired {tree} after ")
-    assert (len(told), len(ended)) == (1, 1)
+    assert end.startswith("acquired ")
+    assert r"red \x1b[31m\n' after " in end  # a terminal does not obey a path
+    assert len(waits) == 2
     assert caplog.records == []
     # Afterwards, and of others, the log hears as before.
     logging.getLogger("source_tree_lock").warning("of others")
     assert [each.getMessage() for each in caplog.records] == ["of others"]
-
-
-@either
-def test_no_path_controls_the_terminal_in_which_a_message_is_shown(
-    run_hook: RunHook, tmp_path: Path
-) -> None:
-    tree = tmp_path / "red \033[31m\n"
-    tree.mkdir()
-    said: list[str] = []
-    with held_elsewhere(tree) as holder:
-        run_hook(tree, lambda: None, say=said.append, on_wait=lambda _: holder.say())
-    start, end = said
-    assert (start[:8], end[:8]) == ("waiting ", "acquired")
-    for each in said:
-        assert "red \\x1b[31m\\n" in each
-        assert each.isprintable()
-
-
-# What a hook starts
-
-#: A child of a hook: fails if another one is inside at the same time.
-TAKES_A_TURN = """
-import os, sys, time
-from source_tree_lock import source_tree_lock
-with source_tree_lock(timeout=30):
-    os.mkdir("inside")
-    time.sleep(0.05)
-    os.rmdir("inside")
-"""
-STARTS_FOUR = f"""
-import subprocess, sys
-children = [subprocess.Popen([sys.executable, "-c", {TAKES_A_TURN!r}]) for _ in range(4)]
-if any([child.wait() for child in children]):
-    raise SystemExit("two were inside at once, or one was not let in")
-"""
-
-
-@pytest.mark.parametrize("adapter", ["runner", "hook caller", "pyproject_api"])
-def test_the_children_of_a_hook_are_let_in_one_at_a_time(
-    tree: Path, tmp_path: Path, adapter: str
-) -> None:
-    """A ``setup.py`` that builds its own tree, say: by the environment, or by descent (Linux)."""
-    write_project(tree, STARTS_FOUR)
-    if adapter == "runner":
-        caller(tree, locked_runner()).build_wheel(str(tmp_path))
-    elif adapter == "hook caller":
-        locked_hooks(caller(tree)).build_wheel(str(tmp_path))
-    elif sys.platform == "linux":
-        locked_hooks(pyproject_api_frontend(tree)).build_wheel(tmp_path)
-    else:
-        pytest.skip("only Linux tells a child who holds the tree on its behalf")
-    assert is_free(source_tree_lock(tree).lock_file)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,19 +19,20 @@ from .frontends import REQUIREMENTS, Frontend
 
 @pytest.fixture(autouse=True)
 def nothing_runs_on() -> Iterator[None]:
+    """End what a test has started and not waited for, with all of its children."""
     yield
-    frontends.end_all()
+    while frontends.STARTED:
+        with frontends.STARTED.pop() as process:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
 def environments(request: pytest.FixtureRequest) -> Iterator[Path]:
     """Where the frontends are installed: gone after the run, unless ``--environments`` names it."""
-    kept: str | None = request.config.getoption("--environments")
-    if kept is not None:
-        yield Path(kept).absolute()
-        return
-    with tempfile.TemporaryDirectory(prefix="frontends-") as directory:
-        yield Path(directory)
+    kept = request.config.getoption("--environments")
+    with nullcontext(kept) if kept else tempfile.TemporaryDirectory(prefix="frontends-") as name:
+        yield Path(name).absolute()
 
 
 @pytest.fixture(scope="session")
@@ -36,8 +41,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheels")
     try:
         frontends.pip(sys.executable, "download", "-d", directory, *frontends.BUILD_REQUIREMENTS)
-    except RuntimeError as error:
-        pytest.skip(f"installs the frontends from a package index: {str(error).splitlines()[-1]}")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"installs the frontends from a package index: {error}")
     return frontends.own_wheels(directory)
 
 

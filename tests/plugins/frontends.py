@@ -1,6 +1,6 @@
 """tox, tox-uv, PDM and Poetry from PyPI, each with this distribution, and nothing else, beside it.
 
-They build offline: what a build needs is downloaded once, and Poetry is served it on loopback.
+They build offline: what a build needs is downloaded once, and served on loopback.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from projects import make_project
 from support import LIMIT, held_elsewhere, is_free, wait_until, waiters
 
 from source_tree_lock import source_tree_lock
 
-ROOT = Path(__file__).parents[2]
 #: What pip installs for each frontend. PDM's own pins: its ranges admit versions that do not fit.
 REQUIREMENTS = {
     "tox": ("tox",),
@@ -37,24 +35,13 @@ REQUIREMENTS = {
 }
 #: What builds need: pex asks for this wheel, and Poetry for all that our backend needs anywhere.
 BUILD_REQUIREMENTS = ("setuptools", "flit_core", "wheel==0.37.1", "typing_extensions", "tomli")
-#: How long a package index may take, in seconds.
-DOWNLOAD_LIMIT = 300
-#: What PDM finds in the environment that it is to install into.
-MAKES_WHEELS = ("setuptools", "flit_core", "source-tree-lock")
 STARTED: list[subprocess.Popen[str]] = []
 
 
 def pip(python: Path | str, *arguments: object) -> None:
-    """Run pip, and show what it says when it fails."""
-    done = subprocess.run(
-        [str(python), *"-m pip --disable-pip-version-check -q".split(), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=DOWNLOAD_LIMIT,
-    )
-    if done.returncode:
-        raise RuntimeError(f"pip failed:\n{done.stdout}")
+    command = [python, *"-m pip --disable-pip-version-check -q".split(), *arguments]
+    # A package index may take five minutes.
+    subprocess.run(list(map(str, command)), check=True, timeout=300)
 
 
 def make_environment(directory: Path, *requirements: str) -> Path:
@@ -82,8 +69,8 @@ def own_wheels(directory: Path) -> Path:
     with zipfile.ZipFile(directory / "portalocker-99-py3-none-any.whl", "w") as wheel:
         metadata = "Metadata-Version: 2.1\nName: portalocker\nVersion: 99\n"
         wheel.writestr("portalocker-99.dist-info/METADATA", metadata)
-    options = ("--no-deps", "--no-build-isolation", "-w", directory / "own")
-    pip(sys.executable, "wheel", *options, ROOT)
+    root, options = Path(__file__).parents[2], ("--no-deps", "--no-build-isolation")
+    pip(sys.executable, "wheel", *options, "-w", directory / "own", root)
     shutil.copytree(directory / "own", directory, dirs_exist_ok=True)
     return directory
 
@@ -91,19 +78,13 @@ def own_wheels(directory: Path) -> Path:
 @contextmanager
 def served(wheels: Path) -> Iterator[str]:
     """The address of a package index on loopback that has these wheels."""
-    index = wheels / "simple"
     for wheel in wheels.glob("*.whl"):
-        project = index / wheel.name.partition("-")[0].replace("_", "-").lower()
+        project = wheels / "simple" / wheel.name.partition("-")[0].replace("_", "-").lower()
         project.mkdir(parents=True, exist_ok=True)
-        (project / wheel.name).write_bytes(wheel.read_bytes())
+        shutil.copy(wheel, project)
         links = "".join(f'<a href="{each.name}">{each.name}</a>' for each in project.glob("*.whl"))
         (project / "index.html").write_text(links)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    handler = functools.partial(Quiet, directory=str(wheels))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(wheels))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/simple/"
@@ -120,48 +101,39 @@ class Frontend:
     index: str
 
     def environ(self, directory: Path) -> dict[str, str]:
-        """What keeps it offline and away from the caches and settings of whoever runs it."""
-        home = directory / "home"
-        # In an active environment PDM and Poetry make none: they install there.
-        inherited = {
-            name: os.environ[name] for name in {*os.environ} - {"VIRTUAL_ENV", "CONDA_PREFIX"}
-        }
-        return {
-            **inherited,
+        """What keeps it offline and away from the caches and settings of the user."""
+        environ = {
+            **os.environ,
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
-            **{name: str(home) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")},
+            **dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(directory / "home")),
             **dict.fromkeys(("PIP_NO_INDEX", "UV_NO_INDEX", "UV_OFFLINE"), "1"),
             **dict.fromkeys(("PIP_FIND_LINKS", "UV_FIND_LINKS"), str(self.wheels)),
+            **dict.fromkeys(("PDM_NON_INTERACTIVE", "POETRY_VIRTUALENVS_IN_PROJECT"), "true"),
             "PDM_CHECK_UPDATE": "0",
-            "PDM_NON_INTERACTIVE": "1",
-            "POETRY_VIRTUALENVS_IN_PROJECT": "true",
             "NO_COLOR": "1",
         }
+        # In an active environment PDM and Poetry make none: they install there.
+        return {k: v for k, v in environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
 
     def command(self, tree: Path, directory: Path) -> list[str]:
         """What installs the project of `tree` in an environment below `directory`."""
         directory.mkdir(parents=True, exist_ok=True)
         if self.name.startswith("tox"):
-            options = ("run", "-c", tree / "tox.ini", "--workdir", directory / "tox", "-e", "py")
-            return [str(self.python), "-m", "tox", *map(str, options)]
+            options = ["-c", f"{tree}/tox.ini", "--workdir", f"{directory}/tox", "-e", "py"]
+            return [str(self.python), "-m", "tox", "run", *options]
         consumer = directory / "consumer"
         consumer.mkdir(exist_ok=True)
-        text = (
-            '[project]\nname = "consumer"\nversion = "1"\nrequires-python = ">=3.10"\n'
-            f'dependencies = ["sample @ {tree.as_uri()}"]\n'
+        tables = {
+            "pdm": "[tool.pdm]\ndistribution = false\n[[tool.pdm.source]]\nname = 'pypi'",
+            "poetry": "[tool.poetry]\npackage-mode = false\n[[tool.poetry.source]]\nname = 'here'",
+        }
+        (consumer / "pyproject.toml").write_text(
+            "[project]\nname = 'consumer'\nversion = '1'\nrequires-python = '>=3.10'\n"
+            f"dependencies = ['sample @ {tree.as_uri()}']\n"
+            f"{tables[self.name]}\nurl = '{self.index}'\n"
         )
-        if self.name == "pdm":
-            text += "[tool.pdm]\ndistribution = false\n"
-            self._uv("venv", "-q", "--python", sys.executable, consumer / ".venv")
-            into = ("--python", consumer / ".venv", "--no-index", "--find-links", self.wheels)
-            self._uv("pip", "install", "-q", *into, *MAKES_WHEELS)
-            action = "install --no-isolation -p".split()
-        else:
-            text += '[tool.poetry]\npackage-mode = false\n[[tool.poetry.source]]\nname = "here"\n'
-            text += f'url = "{self.index}"\npriority = "primary"\n'
-            action = "install -n -P".split()
-        (consumer / "pyproject.toml").write_text(text)
-        return [str(self.python), "-m", self.name, *action, str(consumer)]
+        options = ["-p"] if self.name == "pdm" else ["-n", "-P"]
+        return [str(self.python), "-m", self.name, "install", *options, str(consumer)]
 
     def start(
         self,
@@ -170,9 +142,9 @@ class Frontend:
         *,
         command: list[str] | None = None,
         cwd: Path | None = None,
-        environ: Mapping[str, str] = MappingProxyType({}),
+        environ: Mapping[str, str] = {},
     ) -> subprocess.Popen[str]:
-        """Start it, in a process group of its own, which `end_all` ends."""
+        """Start it, in a process group of its own, which ends with the test."""
         process = subprocess.Popen(
             command or self.command(tree, directory),
             cwd=cwd or directory,
@@ -187,10 +159,6 @@ class Frontend:
         STARTED.append(process)
         return process
 
-    @staticmethod
-    def _uv(*arguments: object) -> None:
-        subprocess.run([sys.executable, "-m", "uv", *map(str, arguments)], check=True)
-
 
 @functools.cache
 def make_frontend(name: str, directory: Path, wheels: Path, index: str) -> Frontend:
@@ -200,23 +168,9 @@ def make_frontend(name: str, directory: Path, wheels: Path, index: str) -> Front
     return Frontend(name, python, wheels, index)
 
 
-def end_all() -> None:
-    """End what a test has started and not waited for, with all of its children."""
-    while STARTED:
-        process = STARTED.pop()
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
 def output_of(process: subprocess.Popen[str]) -> str:
     """What it says, once it has ended well."""
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    finally:
-        process.kill()  # does nothing to one that has ended
+    output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, output
     return output
 
