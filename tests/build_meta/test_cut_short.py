@@ -17,27 +17,32 @@ from .building import ANEW, OURS, SETUPTOOLS, Project
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills builds by SIGKILL")
 
-#: Ruins a build when it copies {name} for the {moment}th time: that file is left empty, and all
-#: that it has made so far are cut in half and look newer than their sources. Then it {ends}.
+#: Ruins a build when it writes a file {name} for the {moment}th time: that is left empty, and all
+#: that it has made so far are cut in half and look newer than their sources, unless any name will
+#: do: one write gives such small files all that they have. Then it {ends}.
 RUIN = """
-import os, signal, sys
+import atexit, os, signal, sys
+tops = tuple(os.path.abspath(top) + os.sep for top in (".", "../out"))
 def files():
-    for top in (".", "../out"):
-        for parent, _, names in os.walk(top):
-            for name in names:
-                yield os.path.join(parent, name)
-before, times = set(files()), 0
+    return {{os.path.join(top, name) for each in tops for top, _, names in os.walk(each)
+             for name in names}}
+before, times = files(), 0
 def ruin(event, arguments):
     global times
-    name = os.path.basename(str(arguments[0])) if event == "open" else ""
-    if name.startswith("{name}") and arguments[2] & os.O_WRONLY:
-        times += 1
-        if times == {moment}:
-            open(arguments[0], "w").close()
-            for path in set(files()) - before:
-                os.truncate(path, os.path.getsize(path) // 2)
-            {ends}
+    if event != "open" or not isinstance(arguments[0], (str, bytes)):
+        return
+    path = os.path.abspath(os.fsdecode(arguments[0]))
+    # A directory is opened to be written where a temporary file is tried without a name.
+    if not (arguments[2] & os.O_ACCMODE and path.startswith(tops)) or os.path.isdir(path):
+        return
+    times += os.path.basename(path).startswith("{name}")
+    if times == {moment}:
+        open(path, "w").close()
+        for path in files() - before if "{name}" else ():
+            os.truncate(path, os.path.getsize(path) // 2)
+        {ends}
 sys.addaudithook(ruin)
+atexit.register(lambda: print(times))
 """
 KILLED = "os.kill(0, signal.SIGKILL)"
 
@@ -155,27 +160,6 @@ def test_what_a_killed_build_of_each_hook_left_spoils_no_archive_and_is_all_in_t
     assert "source-tree-lock" not in (project.tree.parent / "seen").read_text(), "a mark"
 
 
-#: Counts the files of the tree that are opened to be written, and, when it comes to the one that
-#: it is told, leaves that empty and dies.
-DIES = """
-import atexit, os, signal, sys
-tree, written = os.getcwd() + os.sep, 0
-def die(event, arguments):
-    global written
-    if event != "open" or not isinstance(arguments[0], (str, bytes)):
-        return
-    path = os.path.abspath(os.fsdecode(arguments[0]))
-    # A directory is opened to be written where a temporary file is tried without a name.
-    if arguments[2] & os.O_ACCMODE and path.startswith(tree) and not os.path.isdir(path):
-        written += 1
-        if written == {fatal}:
-            open(path, "w").close()
-            os.kill(0, signal.SIGKILL)
-sys.addaudithook(die)
-atexit.register(lambda: print(written))
-"""
-
-
 @pytest.mark.parametrize("hook", ["build_wheel", "build_sdist", "get_requires_for_build_wheel"])
 def test_a_build_that_is_killed_at_any_file_spoils_none(
     project: Project, hook: str, long_run: bool
@@ -186,10 +170,12 @@ def test_a_build_that_is_killed_at_any_file_spoils_none(
 
     right = [project.build(each)[0] for each in ("build_sdist", "build_wheel")]
     start_over()
-    count = int(project.run(hook, prelude=DIES.format(fatal=0)).stdout.splitlines()[-1])
+    counted = project.run(hook, prelude=RUIN.format(name="", moment=-1, ends=""))
+    count = int(counted.stdout.split()[-1])
     for fatal in range(1, count + 1, 1 if long_run else max(1, count // 3)):
         start_over()
-        assert project.run(hook, prelude=DIES.format(fatal=fatal)).returncode == -signal.SIGKILL
+        prelude = RUIN.format(name="", moment=fatal, ends=KILLED)
+        assert project.run(hook, prelude=prelude).returncode == -signal.SIGKILL
         after = [project.build(each)[0] for each in ("build_sdist", "build_wheel")]
         assert after == right, f"killed at file {fatal} of {count}"
 
