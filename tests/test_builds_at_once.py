@@ -42,9 +42,12 @@ ProjectBuilder(sys.argv[1], runner=locked_runner()).build("sdist", sys.argv[2])
 Command = list[object]
 
 
-def alone(backend: str, tmp_path: Path) -> dict[str, Content]:
-    """What a wheel and an sdist have to hold, by suffix."""
-    tree = make_project(tmp_path / "alone" / "tree", backend)
+def alone(tree: Path, backend: str, tmp_path: Path) -> dict[str, Content]:
+    """What a wheel and an sdist of the project in `tree` have to hold, by suffix."""
+    for directory in tree, tmp_path / "alone" / "tree":
+        make_project(directory, backend)
+        (directory / "setup.py").write_text("import setuptools\nsetuptools.setup()\n")
+    tree = directory
     out = tmp_path / "alone" / "out"
     finish(start(*PYTHON, *"build -n --wheel --sdist -o".split(), out, tree))
     return {archive.suffix: content(archive) for archive in archives(out)}
@@ -59,14 +62,19 @@ def run_at_once(tree: Path, commands: list[Command], **environ: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["frontend_build.py", "frontend_pyproject_hooks.py", "frontend_pyproject_api.py"]
+    "script",
+    [
+        "frontend_build.py",
+        "frontend_pyproject_hooks.py",
+        "frontend_pyproject_api.py",
+        "build_script.py",
+    ],
 )
-def test_frontends_with_an_adapter_build_right_archives(
+def test_each_example_waits_for_the_tree_and_builds_right_archives(
     tree: Path, tmp_path: Path, script: str, long_run: bool
 ) -> None:
-    """Through locked_runner (every second one makes an sdist), and through locked_hooks."""
-    expected = alone("setuptools.build_meta", tmp_path)
-    make_project(tree)
+    """Of locked_runner (every second one makes an sdist), locked_hooks, and the decorator."""
+    expected = alone(tree, "setuptools.build_meta", tmp_path)
     outs = [tmp_path / str(number) for number in range(10 if long_run else 3)]
     commands: list[Command] = [[sys.executable, EXAMPLES / script, tree, out] for out in outs]
     if script == "frontend_build.py":
@@ -80,8 +88,7 @@ def test_frontends_with_an_adapter_build_right_archives(
 def test_pip_build_and_uv_build_right_wheels_of_a_project_with_our_backend(
     tree: Path, tmp_path: Path, long_run: bool
 ) -> None:
-    expected = alone(OURS, tmp_path)
-    make_project(tree, OURS)
+    expected = alone(tree, OURS, tmp_path)
     tools = TOOLS * (5 if long_run else 1)
     outs = [tmp_path / str(number) for number in range(len(tools))]
     run_at_once(tree, [[*tool, out, tree] for tool, out in zip(tools, outs, strict=True)])

@@ -6,13 +6,12 @@ import importlib
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from unittest.mock import patch
 
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -20,13 +19,9 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module of the main job."""
-    before = set(sys.modules)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("concurrent_builds")
-    for name in set(sys.modules) - before:
-        path = getattr(sys.modules[name], "__file__", None)
-        if path and Path(path).parent == BENCHMARKS:
-            del sys.modules[name]
+    with patch.dict(sys.modules):  # nothing of the benchmarks is left there
+        yield importlib.import_module("concurrent_builds")
 
 
 def wheel(directory: Path, members: dict[str, str]) -> Path:

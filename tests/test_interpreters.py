@@ -29,21 +29,22 @@ PATHS = [str(Path(source_tree_lock.__file__).parents[1]), *filter(None, sys.path
 START = f"""{PRELUDE}
 tree, *paths = sys.argv[1:]
 sys.path.extend(paths)
-import asyncio, logging, os, subprocess, threading
+import asyncio, logging, os, subprocess
+from concurrent.futures import ThreadPoolExecutor
 from source_tree_lock import LockTimeout, source_tree_lock
 logging.disable()
 
-def enters(who, timeout=0):
+def enters(who, timeout=0.01):
     try:
         with source_tree_lock(tree, timeout=timeout):
             tell(who, "enters")
     except LockTimeout:
         tell(who, "is kept out")
 
-def in_a_thread(who):
-    thread = threading.Thread(target=enters, args=[who, 0.01])
-    thread.start()
-    thread.join()
+def in_a_thread(function, *arguments):
+    return other.submit(function, *arguments).result()
+
+other = ThreadPoolExecutor(1)
 """
 RULES = """
 with source_tree_lock(tree) as lock:
@@ -53,32 +54,19 @@ with source_tree_lock(tree) as lock:
         enters("a forked child")
         os._exit(0)
     os.waitpid(child, 0)
-    in_a_thread("another thread")
+    in_a_thread(enters, "another thread")
     for environ in lock.environ, {}:
         command = [sys.executable, *options, "-c", start + 'enters("a child")', *sys.argv[1:]]
         subprocess.run(command, env={**os.environ, **environ}, check=True)
 
-held, let_go = threading.Event(), threading.Event()
-
-def hold():
-    with source_tree_lock(tree):
-        held.set()
-        let_go.wait()
-
-def waits(timeout):
-    held.clear()
-    let_go.clear()
-    threading.Thread(target=hold).start()
-    held.wait()
-    return source_tree_lock(tree, timeout=timeout, on_wait=lambda _: let_go.set())
-
 async def task():
-    async with waits(60):
-        in_a_thread("a thread of the task")
+    async with source_tree_lock(tree, on_wait=lambda _: in_a_thread(lock.release)):
+        in_a_thread(enters, "a thread of the task")
 
-for timeout in None, 60:
-    with waits(timeout):
-        tell("timeout", timeout)
+in_a_thread(lock.acquire)
+with source_tree_lock(tree, on_wait=lambda _: in_a_thread(lock.release)):
+    tell("the wait is over")
+in_a_thread(lock.acquire)
 asyncio.run(task())
 """
 
@@ -102,8 +90,7 @@ def test_an_option_of_the_interpreter_changes_nothing_of_the_rules(tree: Path, o
         "another thread is kept out",
         "a child enters",
         "a child is kept out",
-        "timeout None",
-        "timeout 60",
+        "the wait is over",
         "a thread of the task is kept out",
     ]
 
@@ -116,6 +103,6 @@ lock = source_tree_lock(tree)
 lock.acquire()
 del lock
 gc.collect()
-in_a_thread("another thread")
+in_a_thread(enters, "another thread")
 """
     assert run(["-W", "error"], START + script, tree) == ["another thread enters"]

@@ -42,11 +42,11 @@ TAKE_TURNS = """
     from source_tree_lock import source_tree_lock
     tell("ready")
     heard()
-    os.chdir(sys.argv[1])
+    tree = sys.argv[1]
     for _ in range(int(sys.argv[2])):
-        with source_tree_lock():
-            os.mkdir("inside")
-            os.rmdir("inside")
+        with source_tree_lock(tree):
+            os.mkdir(f"{tree}/inside")
+            os.rmdir(f"{tree}/inside")
     tell("done")
 """
 

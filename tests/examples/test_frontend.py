@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,29 +47,26 @@ def locks(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def held(tree: Path, lock_dir: Path) -> Iterator[threading.Event]:
-    """Another thread holds the tree, as another process would, until the event is set."""
-    entered, leave = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with source_tree_lock(tree, lock_dir=lock_dir):
-            entered.set()
-            leave.wait()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    entered.wait()
-    try:
-        yield leave
-    finally:
-        leave.set()
-        thread.join()
+def held(tree: Path, lock_dir: Path) -> Iterator[None]:
+    """Another thread holds the tree, as another process would."""
+    lock = source_tree_lock(tree, lock_dir=lock_dir)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lock.acquire).result()
+        try:
+            yield
+        finally:
+            thread.submit(lock.release)
 
 
 def test_it_waits_and_says_so(tmp_path: Path, locks: Path) -> None:
-    with held(tmp_path, locks) as leave:
-        frontend = Frontend(lock_dir=locks, while_waiting=lambda wait: leave.set())
-        frontend.build(tmp_path)
+    with ThreadPoolExecutor(1) as thread:
+        with held(tmp_path, locks):
+            frontend = Frontend(lock_dir=locks)
+            building = thread.submit(frontend.build, tmp_path)
+            while not frontend.shown:
+                time.sleep(0.01)
+            assert frontend.ran == []
+        building.result()
     assert frontend.ran == [str(tmp_path)]
     [line] = frontend.shown
     assert line.startswith("please wait: ")
