@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import venv
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -24,6 +23,7 @@ pytestmark = [
 ]
 
 EXAMPLES = Path(__file__).with_name("examples")
+FRONTENDS = [f"frontends.py {each}" for each in ("build", "pyproject_hooks", "pyproject_api")]
 PYTHON = [sys.executable, "-m"]
 OURS = "source_tree_lock.build_meta"
 UV = "uv build -q --wheel --no-build-isolation --offline --no-config --no-cache --python"
@@ -61,23 +61,17 @@ def run_at_once(tree: Path, commands: list[Command], **environ: str) -> None:
     finish(*processes)
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "frontend_build.py",
-        "frontend_pyproject_hooks.py",
-        "frontend_pyproject_api.py",
-        "build_script.py",
-    ],
-)
+@pytest.mark.parametrize("script", [*FRONTENDS, "build_script.py"])
 def test_each_example_waits_for_the_tree_and_builds_right_archives(
     tree: Path, tmp_path: Path, script: str, long_run: bool
 ) -> None:
     """Of locked_runner (every second one makes an sdist), locked_hooks, and the decorator."""
     expected = alone(tree, "setuptools.build_meta", tmp_path)
     outs = [tmp_path / str(number) for number in range(10 if long_run else 3)]
-    commands: list[Command] = [[sys.executable, EXAMPLES / script, tree, out] for out in outs]
-    if script == "frontend_build.py":
+    name, *kind = script.split()
+    command = [sys.executable, EXAMPLES / name, *kind]
+    commands: list[Command] = [[*command, tree, out] for out in outs]
+    if script == "frontends.py build":
         commands[::2] = [[sys.executable, "-c", SDIST, tree, out] for out in outs[::2]]
     run_at_once(tree, commands)
     for out in outs:
@@ -104,21 +98,6 @@ def packages_of_this_environment() -> str:
     """What PYTHONPATH has to be for an environment that installs nothing."""
     found = [path for path in sys.path if path.endswith("-packages")]
     return os.pathsep.join([str(Path(library.__file__).parents[1]), *found])
-
-
-@pytest.mark.parametrize("tool", ["pip", "uv"])
-def test_an_editable_installation_works(tree: Path, tmp_path: Path, tool: str) -> None:
-    make_project(tree, OURS)
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = tmp_path / "venv" / "bin" / "python"
-    command: Command = [*PYTHON, "pip", "--python", python, "install", "--no-deps"]
-    if tool == "uv":
-        command = [*PYTHON, *"uv pip install --offline --no-config --python".split(), python]
-    command += ["--no-build-isolation", "-e", tree]
-    run_at_once(tree, [command], PYTHONPATH=packages_of_this_environment())
-    (tree / "src" / "sample" / "added_later.py").write_text("ANSWER = 42")
-    code = "from sample import added_later; assert added_later.ANSWER == 42"
-    finish(start(python, "-c", code))
 
 
 TOX = """

@@ -140,9 +140,9 @@ def test_a_hook_that_waits_needs_nobody_who_listens(tree: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("TIMEOUT", "0", r"for source tree '{tree}', held by .* \(pid {pid}\)"),
-        ("DIR", "/dev/null", "/dev/null"),
-        ("DIR", "a/b", "'a/b'"),
+        ("SOURCE_TREE_LOCK_TIMEOUT", "0", r"for source tree '{tree}', held by .* \(pid {pid}\)"),
+        ("SOURCE_TREE_LOCK_DIR", "/dev/null", "/dev/null"),
+        ("SOURCE_TREE_LOCK_DIR", "a/b", "'a/b'"),
     ],
 )
 def test_a_hook_that_cannot_get_in_says_so_in_one_line_without_a_traceback(
@@ -155,13 +155,10 @@ def test_a_hook_that_cannot_get_in_says_so_in_one_line_without_a_traceback(
         f"BuildBackendHookCaller('.', {BACKEND!r}).get_requires_for_build_wheel()"
     )
     with held_elsewhere(tree) as holder:
-        process = start(
-            sys.executable, "-c", call, cwd=tree, **{f"SOURCE_TREE_LOCK_{variable}": value}
-        )
+        process = start(sys.executable, "-c", call, cwd=tree, **{variable: value})
         output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
-    [line] = output.partition("Traceback")[
-        0
-    ].splitlines()  # that of pyproject_hooks, in its process
+    of_hook = output.partition("Traceback")[0]  # that of pyproject_hooks, in its process
+    [line] = of_hook.splitlines()
     assert line.startswith("source-tree-lock: ")
     assert re.search(said.format(tree=tree, pid=holder.pid), line)
