@@ -44,12 +44,11 @@ Command = list[object]
 
 def alone(tree: Path, backend: str, tmp_path: Path) -> dict[str, Content]:
     """What a wheel and an sdist of the project in `tree` have to hold, by suffix."""
-    for directory in tree, tmp_path / "alone" / "tree":
-        make_project(directory, backend)
-        (directory / "setup.py").write_text("import setuptools\nsetuptools.setup()\n")
-    tree = directory
-    out = tmp_path / "alone" / "out"
-    finish(start(*PYTHON, *"build -n --wheel --sdist -o".split(), out, tree))
+    other, out = tmp_path / "alone" / "tree", tmp_path / "alone" / "out"
+    for each in tree, other:
+        make_project(each, backend)
+        (each / "setup.py").write_text("import setuptools\nsetuptools.setup()\n")
+    finish(start(*PYTHON, *"build -n --wheel --sdist -o".split(), out, other))
     return {archive.suffix: content(archive) for archive in archives(out)}
 
 
@@ -57,7 +56,7 @@ def run_at_once(tree: Path, commands: list[Command], **environ: str) -> None:
     """Let them all go when the last of them has come to wait for the tree."""
     with source_tree_lock(tree) as lock:
         processes = [start(*command, cwd=tree, **environ) for command in commands]
-        wait_until(lambda: len(waiters(lock.lock_file)) == len(commands), seconds=120)
+        wait_until(lambda: len(waiters(lock.lock_file)) == len(commands))
     finish(*processes)
 
 
