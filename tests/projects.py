@@ -6,12 +6,10 @@ import hashlib
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from pyproject_hooks import BuildBackendHookCaller
 
 from source_tree_lock import source_tree_lock
-
-if TYPE_CHECKING:
-    from pyproject_hooks import BuildBackendHookCaller
 
 #: What an archive holds: the name of each file with the hash of its content.
 Content = dict[str, str]
@@ -88,14 +86,13 @@ def content(archive: Path) -> Content:
                 data = wheel.read(name)
                 if name.endswith("/RECORD"):
                     data = b"\n".join(sorted(data.splitlines()))  # its order means nothing
-                found[name] = hashlib.sha256(data).hexdigest()
+                found[name] = data
     else:
         with tarfile.open(archive) as sdist:
             for member in sdist.getmembers():
                 file = sdist.extractfile(member)
-                data = b"" if file is None else file.read()
-                found[member.name] = hashlib.sha256(data).hexdigest()
-    return found
+                found[member.name] = b"" if file is None else file.read()
+    return {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
 
 
 #: What setuptools is told to do by all hooks together: the words of a `Witness` begin with them.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import venv
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -24,8 +23,16 @@ pytestmark = [
 ]
 
 EXAMPLES = Path(__file__).with_name("examples")
+FRONTENDS = [f"frontends.py {each}" for each in ("build", "pyproject_hooks", "pyproject_api")]
 PYTHON = [sys.executable, "-m"]
 OURS = "source_tree_lock.build_meta"
+UV = "uv build -q --wheel --no-build-isolation --offline --no-config --no-cache --python"
+#: Each is followed by the directory for the wheel, and the tree.
+TOOLS = [
+    [*PYTHON, *"pip wheel -q --no-build-isolation --no-deps -w".split()],
+    [*PYTHON, *"build -n --wheel -o".split()],
+    [*PYTHON, *UV.split(), sys.executable, "-o"],
+]
 SDIST = """
 import sys
 from build import ProjectBuilder
@@ -35,24 +42,13 @@ ProjectBuilder(sys.argv[1], runner=locked_runner()).build("sdist", sys.argv[2])
 Command = list[object]
 
 
-def pip(tree: Path, out: Path) -> Command:
-    return [*PYTHON, *"pip wheel -q --no-build-isolation --no-deps -w".split(), out, tree]
-
-
-def build(tree: Path, out: Path) -> Command:
-    return [*PYTHON, *"build -n --wheel -o".split(), out, tree]
-
-
-def uv(tree: Path, out: Path) -> Command:
-    options = "-q --wheel --no-build-isolation --offline --no-config --no-cache".split()
-    return [*PYTHON, "uv", "build", *options, "--python", sys.executable, "-o", out, tree]
-
-
-def alone(backend: str, tmp_path: Path) -> dict[str, Content]:
-    """What a wheel and an sdist have to hold, by suffix."""
-    tree = make_project(tmp_path / "alone" / "tree", backend)
-    out = tmp_path / "alone" / "out"
-    finish(start(*PYTHON, *"build -n --wheel --sdist -o".split(), out, tree))
+def alone(tree: Path, backend: str, tmp_path: Path) -> dict[str, Content]:
+    """What a wheel and an sdist of the project in `tree` have to hold, by suffix."""
+    other, out = tmp_path / "alone" / "tree", tmp_path / "alone" / "out"
+    for each in tree, other:
+        make_project(each, backend)
+        (each / "setup.py").write_text("import setuptools\nsetuptools.setup()\n")
+    finish(start(*PYTHON, *"build -n --wheel --sdist -o".split(), out, other))
     return {archive.suffix: content(archive) for archive in archives(out)}
 
 
@@ -60,27 +56,21 @@ def run_at_once(tree: Path, commands: list[Command], **environ: str) -> None:
     """Let them all go when the last of them has come to wait for the tree."""
     with source_tree_lock(tree) as lock:
         processes = [start(*command, cwd=tree, **environ) for command in commands]
-        wait_until(lambda: len(waiters(lock.lock_file)) == len(commands), seconds=120)
+        wait_until(lambda: len(waiters(lock.lock_file)) == len(commands))
     finish(*processes)
 
 
-def example(script: str, tree: Path, out: Path) -> Command:
-    return [sys.executable, EXAMPLES / script, tree, out]
-
-
-@pytest.mark.parametrize(
-    "script", ["frontend_build.py", "frontend_pyproject_hooks.py", "frontend_pyproject_api.py"]
-)
-def test_frontends_with_an_adapter_build_right_archives(
+@pytest.mark.parametrize("script", [*FRONTENDS, "build_script.py"])
+def test_each_example_waits_for_the_tree_and_builds_right_archives(
     tree: Path, tmp_path: Path, script: str, long_run: bool
 ) -> None:
-    """Through locked_runner (every second one makes an sdist), and through locked_hooks."""
-    backend = "setuptools.build_meta"
-    expected = alone(backend, tmp_path)
-    make_project(tree, backend)
+    """Of locked_runner (every second one makes an sdist), locked_hooks, and the decorator."""
+    expected = alone(tree, "setuptools.build_meta", tmp_path)
     outs = [tmp_path / str(number) for number in range(10 if long_run else 3)]
-    commands = [example(script, tree, out) for out in outs]
-    if script == "frontend_build.py":
+    name, *kind = script.split()
+    command = [sys.executable, EXAMPLES / name, *kind]
+    commands: list[Command] = [[*command, tree, out] for out in outs]
+    if script == "frontends.py build":
         commands[::2] = [[sys.executable, "-c", SDIST, tree, out] for out in outs[::2]]
     run_at_once(tree, commands)
     for out in outs:
@@ -91,11 +81,10 @@ def test_frontends_with_an_adapter_build_right_archives(
 def test_pip_build_and_uv_build_right_wheels_of_a_project_with_our_backend(
     tree: Path, tmp_path: Path, long_run: bool
 ) -> None:
-    expected = alone(OURS, tmp_path)
-    make_project(tree, OURS)
-    tools = [pip, build, uv] * (5 if long_run else 1)
+    expected = alone(tree, OURS, tmp_path)
+    tools = TOOLS * (5 if long_run else 1)
     outs = [tmp_path / str(number) for number in range(len(tools))]
-    run_at_once(tree, [tool(tree, out) for tool, out in zip(tools, outs, strict=True)])
+    run_at_once(tree, [[*tool, out, tree] for tool, out in zip(tools, outs, strict=True)])
     for out in outs:
         [wheel] = archives(out)
         assert content(wheel) == expected[".whl"]
@@ -108,22 +97,6 @@ def packages_of_this_environment() -> str:
     """What PYTHONPATH has to be for an environment that installs nothing."""
     found = [path for path in sys.path if path.endswith("-packages")]
     return os.pathsep.join([str(Path(library.__file__).parents[1]), *found])
-
-
-@pytest.mark.parametrize("tool", ["pip", "uv"])
-def test_an_editable_installation_works(tree: Path, tmp_path: Path, tool: str) -> None:
-    make_project(tree, OURS)
-    venv.create(tmp_path / "venv", with_pip=False)
-    python = tmp_path / "venv" / "bin" / "python"
-    commands: dict[str, Command] = {
-        "pip": [*PYTHON, "pip", "--python", python, "install", "--no-deps"],
-        "uv": [*PYTHON, *"uv pip install --offline --no-config --python".split(), python],
-    }
-    command = [*commands[tool], "--no-build-isolation", "-e", tree]
-    run_at_once(tree, [command], PYTHONPATH=packages_of_this_environment())
-    (tree / "src" / "sample" / "added_later.py").write_text("ANSWER = 42")
-    code = "from sample import added_later; assert added_later.ANSWER == 42"
-    finish(start(python, "-c", code))
 
 
 TOX = """
@@ -145,12 +118,7 @@ def test_two_tox_runs_at_once_pass(tree: Path, tmp_path: Path, package: str, bac
         pytest.skip("tox finds plugins of installed distributions only")
     make_project(tree, backend)
     pyproject = tree / "pyproject.toml"
-    pyproject.write_text(
-        pyproject.read_text().replace('requires = ["setuptools"]', "requires = []")
-    )
+    pyproject.write_text(pyproject.read_text().replace('["setuptools"]', "[]"))
     (tree / "tox.ini").write_text(TOX.format(package=package, path=packages_of_this_environment()))
-    directories = [tmp_path / "one", tmp_path / "two"]
-    commands: list[Command] = [
-        [*PYTHON, "tox", "run", "-e", "py", "--workdir", directory] for directory in directories
-    ]
-    run_at_once(tree, commands, PIP_NO_INDEX="1")
+    tox = [*PYTHON, *"tox run -e py --workdir".split()]
+    run_at_once(tree, [[*tox, tmp_path / "one"], [*tox, tmp_path / "two"]], PIP_NO_INDEX="1")

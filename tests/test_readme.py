@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import held_elsewhere, wait_until, waiters
+from support import LIMIT, finish, held_elsewhere, start, wait_until, waiters
 
 import source_tree_lock
 from source_tree_lock import adapters
@@ -19,12 +19,7 @@ pytestmark = pytest.mark.timeout(600)  # builds on a busy machine; only what han
 ROOT = Path(__file__).parents[1]
 PAGES = {
     name: (ROOT / name).read_text("utf-8")
-    for name in (
-        "README.md",
-        "benchmarks/README.md",
-        "tests/README.md",
-        "tests/cluster/README.md",
-    )
+    for name in ("README.md", "benchmarks/README.md", "tests/README.md", "tests/cluster/README.md")
 }
 README = PAGES["README.md"]
 _BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -37,12 +32,8 @@ _HERE = re.compile(
 
 
 def blocks(language: str, *pages: str) -> list[str]:
-    return [
-        text
-        for page in pages or (README,)
-        for each, text in _BLOCK.findall(page)
-        if each == language
-    ]
+    found = [block for page in pages or (README,) for block in _BLOCK.findall(page)]
+    return [text for each, text in found if each == language]
 
 
 def anchors(page: str) -> set[str]:
@@ -56,19 +47,15 @@ def project(tmp_path: Path) -> Path:
     """A small setuptools project."""
     directory = tmp_path / "project"
     (directory / "src" / "sample").mkdir(parents=True)
-    (directory / "src" / "sample" / "__init__.py").write_text("")
-    (directory / "setup.py").write_text(
-        "from setuptools import setup\n"
-        "setup(name='sample', version='1', package_dir={'': 'src'}, packages=['sample'])\n"
-    )
+    (directory / "src" / "sample" / "__init__.py").touch()
+    options = "name='sample', version='1', package_dir={'': 'src'}, packages=['sample']"
+    (directory / "setup.py").write_text(f"from setuptools import setup\nsetup({options})\n")
     return directory
 
 
-def run(command: list[str], cwd: Path) -> str:
-    environ = {**os.environ, "PATH": os.path.dirname(sys.executable) + ":" + os.environ["PATH"]}
-    done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def run(cwd: Path, *command: str) -> None:
+    path = os.path.dirname(sys.executable) + ":" + os.environ["PATH"]
+    finish(start(*command, cwd=cwd, PATH=path))
 
 
 def test_every_test_that_a_page_names_is_there() -> None:
@@ -106,10 +93,7 @@ def test_the_test_command_is_the_one_that_ci_runs() -> None:
 
 def test_the_lines_for_a_project_build_a_wheel(project: Path) -> None:
     (project / "pyproject.toml").write_text(blocks("toml")[0])
-    run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--skip-dependency-check"],
-        project,
-    )
+    run(project, sys.executable, *"-m build --wheel -n --skip-dependency-check".split())
     assert [path.name for path in (project / "dist").iterdir()] == ["sample-1-py3-none-any.whl"]
 
 
@@ -117,7 +101,7 @@ def test_the_lines_for_a_project_build_a_wheel(project: Path) -> None:
     "block", blocks("python", *PAGES.values()), ids=lambda text: text.split("\n")[-2][:40]
 )
 def test_a_python_block_runs_as_it_stands(block: str, project: Path) -> None:
-    run([sys.executable, "-W", "error", "-c", block], project)
+    run(project, sys.executable, "-W", "error", "-c", block)
 
 
 @pytest.mark.parametrize("side", ["-", "+"])
@@ -125,7 +109,7 @@ def test_both_sides_of_a_difference_run(side: str, project: Path) -> None:
     for text in blocks("diff"):
         pytest.importorskip("filelock")
         program = "\n".join(line[1:] for line in text.splitlines() if line[:1] in (side, " "))
-        run([sys.executable, "-W", "error", "-c", program], project)
+        run(project, sys.executable, "-W", "error", "-c", program)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="asks the kernel who waits")
@@ -137,13 +121,12 @@ def test_the_transcript_of_a_hang_is_what_status_prints(project: Path) -> None:
         lock_file = source_tree_lock.source_tree_lock(project).lock_file
         with subprocess.Popen([*ours, "run", "--quiet", ".", "--", "true"], cwd=project) as waiter:
             wait_until(lambda: bool(waiters(lock_file)))
-            done = subprocess.run(
-                [*ours, *command.split()], cwd=project, capture_output=True, text=True
-            )
+            done = start(*ours, *command.split(), cwd=project)
+            output, _ = done.communicate(timeout=LIMIT)
             holder.say()
             assert waiter.wait() == 0
     assert done.returncode == 1
-    assert [_shape(line) for line in done.stdout.splitlines()] == list(map(_shape, expected))
+    assert [_shape(line) for line in output.splitlines()] == list(map(_shape, expected))
 
 
 def _shape(line: str) -> str:

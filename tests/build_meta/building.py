@@ -17,8 +17,8 @@ SETUPTOOLS = "setuptools.build_meta"
 #: What stderr says when a build does not trust what the last one left.
 ANEW = "was cut short"
 
-#: It writes down what it compiles, and refuses a source with an error. Where it is told to, it
-#: dies when half of an output is written.
+#: It writes down what it compiles, and refuses a source with an error. At the output that DIE_AT is
+#: part of, it leaves half of that and does as DIE_BY says.
 _COMPILER = """#!/bin/sh
 work=$(dirname "$0")
 sources=
@@ -29,9 +29,7 @@ for each; do
   case $each in -L*) library=$(ls ${each#-L}/lib*.a 2> /dev/null || echo "$library");; esac
   last=$each
 done
-if read -r output how 2> /dev/null < "$work/die"; then
-  case $out in *$output*) : > "$out"; eval "$how";; esac
-fi
+[ -z "$DIE_AT" ] || case $out in *$DIE_AT*) : > "$out"; eval "$DIE_BY";; esac
 case " $* " in *" -c "*) echo "$source" >> "$work/compiled"; sources=$source library=;; esac
 rm -f "$out"
 grep -q error $sources && exit 1
@@ -74,22 +72,15 @@ class Project:
             (self.tree / f"{name}.c").write_text(name)
         self.write_setup()
         self.environ = {
-            **{name: str(self._tools / "cc") for name in ("CC", "LDSHARED")},
+            **dict.fromkeys(("CC", "LDSHARED"), str(self._tools / "cc")),
             "AR": str(self._tools / "ar"),
             "HOME": str(directory),
             "SOURCE_DATE_EPOCH": "1700000000",
         }
 
     def write_setup(self, before: str = "", more: str = "") -> None:
-        text = before + "\n" + _SETUP.format(more=more, extensions=self._extensions)
-        (self.tree / "setup.py").write_text(text)
-
-    def die_at(self, output: str, how: str) -> None:
-        """Have the compiler or linker leave half of this and end so."""
-        (self._tools / "die").write_text(f"{output} {how}\n")
-
-    def live(self) -> None:
-        (self._tools / "die").unlink()
+        text = _SETUP.format(more=more, extensions=self._extensions)
+        (self.tree / "setup.py").write_text(f"{before}\n{text}")
 
     def run(
         self,

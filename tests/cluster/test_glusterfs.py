@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support import HOLD, LIMIT, Child, wait_until
 
-from .volume import Host, Volume, missing
+from .volume import Volume, missing
 
 #: Enters, tells whether it got in, and writes into the tree when it is told to. Arguments: the
 #: tree; seconds to wait, if there is a limit.
@@ -30,19 +30,17 @@ BUILD = """
                 except OSError:
                     tell("cannot write")
         tell("left")
-    except LockTimeout as error:
-        tell("timed out:", error)
-    except LockUnavailable as error:
-        tell("unavailable:", error)
+    except (LockTimeout, LockUnavailable) as error:
+        tell(type(error).__name__, error)
 """
 
 #: Enters so many times, and fails when it is not alone.
 TAKE_TURNS = """
     import os, sys
     from source_tree_lock import source_tree_lock
-    tree = sys.argv[1]
     tell("ready")
     heard()
+    tree = sys.argv[1]
     for _ in range(int(sys.argv[2])):
         with source_tree_lock(tree):
             os.mkdir(f"{tree}/inside")
@@ -50,23 +48,8 @@ TAKE_TURNS = """
     tell("done")
 """
 
+Start = Callable[..., Child]
 _FLOCK = {"x86_64": "73", "aarch64": "32"}  # numbers of the system call
-
-
-class Shared:
-    """A source tree and a lock directory on the volume, and processes on its hosts."""
-
-    def __init__(self, volume: Volume, name: str, stack: ExitStack) -> None:
-        self.hosts = volume.hosts
-        self.tree = volume.directory(name)
-        self._lock_dir = volume.path / "locks"
-        self._stack = stack
-
-    def start(self, host: Host, script: str, *arguments: object, shared: bool = True) -> Child:
-        """A process there, whose first argument is the tree."""
-        lock_dir = self._lock_dir if shared else None
-        child = host.child(script, self.tree, *arguments, lock_dir=lock_dir)
-        return self._stack.enter_context(child)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +62,21 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
 
 
 @pytest.fixture
-def shared(volume: Volume, request: pytest.FixtureRequest) -> Iterator[Shared]:
+def start(volume: Volume, request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Starts a process on a host, whose first argument is a new tree on the volume."""
     volume.wait_until_reached()
+    tree = volume.path / request.node.name
+    volume.first.seen(tree).mkdir()
     with ExitStack() as stack:
-        yield Shared(volume, request.node.name, stack)
+
+        def start(number: int, script: str, *arguments: object, **environ: str) -> Child:
+            host = (volume.first, volume.second)[number - 1]
+            locks = {"SOURCE_TREE_LOCK_DIR": str(volume.path / "locks")}
+            environ = {**host.environ, **locks, **environ}
+            child = Child(script, tree, *arguments, prefix=host.prefix, environ=environ)
+            return stack.enter_context(child)
+
+        yield start
 
 
 def wait_until_blocked(child: Child) -> None:
@@ -96,21 +90,20 @@ def wait_until_blocked(child: Child) -> None:
 
 
 @pytest.mark.parametrize("is_killed", [False, True])
-def test_another_host_is_kept_out_and_told_who_holds(is_killed: bool, shared: Shared) -> None:
-    first, second = shared.hosts
-    holder = shared.start(first, HOLD)
+def test_another_host_is_kept_out_and_told_who_holds(is_killed: bool, start: Start) -> None:
+    holder = start(1, HOLD)
     holder.expect("held")
-    told = shared.start(second, BUILD, 0.5).line()
-    assert told.startswith("timed out:")
-    assert f"(pid {holder.pid}) on {first.name}" in told
-    waiter = shared.start(second, HOLD)
+    told = start(2, BUILD, 0.5).line()
+    assert told.startswith("LockTimeout")
+    assert f"(pid {holder.pid}) on host1" in told
+    waiter = start(2, HOLD)
     wait_until_blocked(waiter)
     holder.kill() if is_killed else holder.say()
     waiter.expect("held")
 
 
-def test_all_processes_of_both_hosts_get_their_turn_alone(shared: Shared) -> None:
-    crew = [shared.start(shared.hosts[number % 2], TAKE_TURNS, 8) for number in range(16)]
+def test_all_processes_of_both_hosts_get_their_turn_alone(start: Start) -> None:
+    crew = [start(number, TAKE_TURNS, 8) for number in (1, 2) * 8]
     for child in crew:
         child.expect("ready")
     for child in crew:
@@ -120,50 +113,48 @@ def test_all_processes_of_both_hosts_get_their_turn_alone(shared: Shared) -> Non
 
 
 def test_a_host_that_is_cut_off_loses_the_tree_and_disturbs_nobody_when_it_is_back(
-    volume: Volume, shared: Shared
+    volume: Volume, start: Start
 ) -> None:
-    first, second = shared.hosts
-    holder = shared.start(first, BUILD)
+    holder = start(1, BUILD)
     holder.expect("held")
-    waiter = shared.start(second, BUILD)
+    waiter = start(2, BUILD)
     wait_until_blocked(waiter)
-    first.cut_off()
+    volume.first.cut_off()
     try:
         holder.say("write")
         waiter.expect("held")
         holder.expect("cannot write")
     finally:
-        first.reconnect()
+        volume.first.reconnect()
     volume.wait_until_reached()
     holder.say("leave")
     holder.expect("left")
-    assert shared.start(first, BUILD, 0.5).line().startswith("timed out:")
+    assert start(1, BUILD, 0.5).line().startswith("LockTimeout")
     waiter.say("write")
     waiter.expect("written")
 
 
 @pytest.mark.parametrize("end", ["it is cut off", "the brick is stopped"])
 def test_a_wait_that_the_file_system_ends_is_an_error_and_lets_nobody_in(
-    end: str, volume: Volume, shared: Shared
+    end: str, volume: Volume, start: Start
 ) -> None:
-    first, second = shared.hosts
-    shared.start(first, HOLD).expect("held")
-    waiters = [shared.start(second, BUILD), shared.start(second, BUILD, LIMIT)]
+    start(1, HOLD).expect("held")
+    waiters = [start(2, BUILD), start(2, BUILD, LIMIT)]
     for waiter in waiters:
         wait_until_blocked(waiter)
-    second.cut_off() if end == "it is cut off" else volume.stop_brick()
+    volume.second.cut_off() if end == "it is cut off" else volume.stop_brick()
     told = [waiter.line() for waiter in waiters]
-    second.reconnect() if end == "it is cut off" else volume.start_brick()
+    volume.second.reconnect() if end == "it is cut off" else volume.start_brick()
     for line in told:
-        assert line.startswith("unavailable:")
+        assert line.startswith("LockUnavailable")
         assert str(volume.path) in line
     if end == "the brick is stopped":
-        shared.start(second, HOLD).expect("held")  # though the first host has not left
+        start(2, HOLD).expect("held")  # though the first host has not left
 
 
-def test_without_a_shared_lock_directory_both_hosts_get_in_and_are_warned(shared: Shared) -> None:
-    for host in shared.hosts:
-        build = shared.start(host, BUILD, LIMIT, shared=False)
+def test_without_a_shared_lock_directory_both_hosts_get_in_and_are_warned(start: Start) -> None:
+    for host in 1, 2:
+        build = start(host, BUILD, LIMIT, SOURCE_TREE_LOCK_DIR="")
         warning = build.line()
         assert warning.startswith("WARNING: Other hosts that share source tree")
         assert "(fuse.glusterfs)" in warning
@@ -184,7 +175,7 @@ _HAND_OVER = """
 
 _ENTER_AS_IF_HANDED_OVER = """
     import json, os, sys
-    from source_tree_lock import LockTimeout, source_tree_lock
+    from source_tree_lock import source_tree_lock
     [hold] = json.loads(sys.argv[2])
     status = os.stat(sys.argv[1])
     hold["tree"] = [status.st_dev, status.st_ino]  # by chance, they may be those of the other host
@@ -192,19 +183,14 @@ _ENTER_AS_IF_HANDED_OVER = """
     # The record's host is of another boot, which two namespaces of one machine cannot be.
     from source_tree_lock import _record
     _record.pid_scope = lambda _: ("host2", "another-boot", 0)
-    try:
-        with source_tree_lock(sys.argv[1], timeout=0.5):
-            tell("inside")
-    except LockTimeout:
-        tell("kept out")
+    tell(source_tree_lock(sys.argv[1]).acquire(timeout=0.5))
 """
 
 
-def test_a_hold_is_handed_to_a_child_process_and_not_to_another_host(shared: Shared) -> None:
-    first, second = shared.hosts
-    holder = shared.start(first, _HAND_OVER)
+def test_a_hold_is_handed_to_a_child_process_and_not_to_another_host(start: Start) -> None:
+    holder = start(1, _HAND_OVER)
     handed_over = holder.line()
     holder.expect("inside")
     # As a batch system does it that gives a job's environment to every node. What is read there
     # of the record may be out of date, so that it is not believed.
-    shared.start(second, _ENTER_AS_IF_HANDED_OVER, handed_over).expect("kept out")
+    start(2, _ENTER_AS_IF_HANDED_OVER, handed_over).expect("False")

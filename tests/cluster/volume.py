@@ -14,9 +14,9 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from support import LIMIT, Child, wait_until
+from support import LIMIT, wait_until
 
-_ADDRESS = "10.77.0"
+_NET = "10.77.0"
 _NAME = "trees"
 #: When the server is to give a silent host up: the defaults are 42, 20 and 2 seconds. And when a
 #: host is to give a silent server up: 42 seconds.
@@ -26,6 +26,8 @@ _IMPATIENT = {
     "server.keepalive-interval": "1",
     "network.ping-timeout": "2",
 }
+#: A process of ours that is killed when this one dies, however that happens.
+_MORTAL = ("setpriv", "--pdeathsig", "KILL")
 
 
 def missing() -> str:
@@ -37,15 +39,20 @@ def missing() -> str:
     return f"needs {', '.join(absent)}" if absent else ""
 
 
-class Namespaces:
-    """A machine within this one.
+class Host:
+    """A machine within this one, with a temporary directory of its own.
 
     Attributes:
         pid: a process in it; its first, if it has process ids of its own.
         prefix: what runs a command there, in place of this process.
     """
 
-    def __init__(self, name: str, stack: ExitStack, *, own_pids: bool = False) -> None:
+    def __init__(
+        self, name: str, directory: Path, stack: ExitStack, *, own_pids: bool = False
+    ) -> None:
+        self.name = name
+        self.environ = {"TMPDIR": str(directory / name)}
+        (directory / name).mkdir()
         flags = ["--pid", "--fork", "--kill-child", "--mount-proc"] if own_pids else []
         # Nobody waits for what ends there: without this, a dead brick would look alive.
         first = f"hostname {name}; echo; exec env --ignore-signal=CHLD sleep infinity"
@@ -62,39 +69,25 @@ class Namespaces:
             self.pid = int(children.split()[0])
         pids = ("--pid",) if own_pids else ()
         self.prefix = ("nsenter", "--target", str(self.pid), "--mount", "--net", "--uts", *pids)
+        self.ip("link set lo up")
 
     def run(self, *command: str) -> str:
         return _run(*self.prefix, *command)
 
-    def ip(self, *arguments: str) -> None:
+    def ip(self, arguments: str) -> None:
         # The process ids in the arguments are ours: only its network is entered.
-        _run("nsenter", "--target", str(self.pid), "--net", "ip", *arguments)
+        _run("nsenter", "--target", str(self.pid), "--net", "ip", *arguments.split())
 
     def seen(self, path: Path) -> Path:
         """The path by which we reach what it sees at ``path``."""
         return Path(f"/proc/{self.pid}/root{path}")
 
-
-class Host(Namespaces):
-    """A host that has mounted the volume, with a temporary directory of its own."""
-
-    def __init__(self, name: str, temp_dir: Path, stack: ExitStack) -> None:
-        super().__init__(name, stack)
-        temp_dir.mkdir()
-        self.name = name
-        self.environ = {"TMPDIR": str(temp_dir)}
-
-    def child(self, script: str, *arguments: object, lock_dir: Path | None = None) -> Child:
-        """A Python process there."""
-        setting = {} if lock_dir is None else {"SOURCE_TREE_LOCK_DIR": str(lock_dir)}
-        return Child(script, *arguments, prefix=self.prefix, environ={**self.environ, **setting})
-
     def cut_off(self) -> None:
         """Pull the cable."""
-        self.ip("link", "set", "eth0", "down")
+        self.ip("link set eth0 down")
 
     def reconnect(self) -> None:
-        self.ip("link", "set", "eth0", "up")
+        self.ip("link set eth0 up")
 
 
 class Volume:
@@ -102,39 +95,33 @@ class Volume:
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.path = directory / "volume"
-        self._server = Namespaces("server", stack, own_pids=True)
-        self._start_server(directory / "brick")
-        self.hosts = [self._host(number, directory, stack) for number in (1, 2)]
-
-    def _start_server(self, brick: Path) -> None:
-        server = self._server
+        self.path.mkdir()
+        self._server = server = Host("server", directory, stack, own_pids=True)
         for state in ("/var/lib/glusterd", "/var/log/glusterfs", "/run"):
             os.makedirs(state, exist_ok=True)
             server.run("mount", "-t", "tmpfs", "private", state)
         server.run("mkdir", "/run/gluster", "/run/lock")
-        server.ip("link", "set", "lo", "up")
-        server.ip("link", "add", "switch", "type", "bridge")
-        server.ip("addr", "add", f"{_ADDRESS}.1/24", "dev", "switch")
-        server.ip("link", "set", "switch", "up")
+        server.ip("link add switch type bridge")
+        server.ip(f"addr add {_NET}.1/24 dev switch")
+        server.ip("link set switch up")
         server.run("glusterd")
         wait_until(lambda: self._gluster("pool", "list") != "")
-        brick.mkdir()
-        self._gluster("volume", "create", _NAME, f"{_ADDRESS}.1:{brick}", "force")
+        (directory / "brick").mkdir()
+        self._gluster("volume", "create", _NAME, f"{_NET}.1:{directory}/brick", "force")
         for option, value in _IMPATIENT.items():
             self._gluster("volume", "set", _NAME, option, value)
         self._gluster("volume", "start", _NAME)
+        self.first = self._host(1, directory, stack)
+        self.second = self._host(2, directory, stack)
 
     def _host(self, number: int, directory: Path, stack: ExitStack) -> Host:
-        host = Host(f"host{number}", directory / f"temp{number}", stack)
-        cable = host.name
-        self._server.ip(*f"link add {cable} type veth peer name eth0 netns {host.pid}".split())
-        self._server.ip("link", "set", cable, "master", "switch", "up")
-        host.ip("link", "set", "lo", "up")
-        host.ip("addr", "add", f"{_ADDRESS}.{10 + number}/24", "dev", "eth0")
-        host.ip("link", "set", "eth0", "up")
-        self.path.mkdir(exist_ok=True)
+        host = Host(f"host{number}", directory, stack)
+        self._server.ip(f"link add {host.name} type veth peer name eth0 netns {host.pid}")
+        self._server.ip(f"link set {host.name} master switch up")
+        host.ip(f"addr add {_NET}.{10 + number}/24 dev eth0")
+        host.reconnect()
         client = [*_MORTAL, *host.prefix, "glusterfs", "--no-daemon", f"--volfile-id={_NAME}"]
-        client += [f"--volfile-server={_ADDRESS}.1", f"--log-file={directory}/{host.name}.log"]
+        client += [f"--volfile-server={_NET}.1", f"--log-file={directory}/{host.name}.log"]
         stack.callback(_end, subprocess.Popen([*client, str(self.path)]))
         mounts = Path(f"/proc/{host.pid}/mountinfo")
         wait_until(lambda: f" {self.path} " in mounts.read_text())
@@ -142,12 +129,6 @@ class Volume:
 
     def _gluster(self, *arguments: str) -> str:
         return self._server.run("gluster", "--mode=script", *arguments)
-
-    def directory(self, name: str) -> Path:
-        """A new directory on the volume, by its path on the hosts."""
-        path = self.path / name
-        self.hosts[0].seen(path).mkdir()
-        return path
 
     def stop_brick(self) -> None:
         """Kill the process that keeps the files and their locks."""
@@ -162,12 +143,8 @@ class Volume:
         self.wait_until_reached()
 
     def wait_until_reached(self) -> None:
-        for host in self.hosts:
+        for host in self.first, self.second:
             wait_until(partial(_lists, host.seen(self.path)))
-
-
-#: A process of ours that is killed when this one dies, however that happens.
-_MORTAL = ("setpriv", "--pdeathsig", "KILL")
 
 
 def _lists(directory: Path) -> bool:
@@ -185,6 +162,5 @@ def _run(*command: str) -> str:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
-    process.wait(LIMIT)
-    if process.stdout is not None:
-        process.stdout.close()
+    with process:  # waits for it, and closes its pipes
+        pass

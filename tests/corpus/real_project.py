@@ -40,8 +40,6 @@ tree, backend, hook, out, *path = sys.argv[1:]
 hooks = BuildBackendHookCaller(tree, backend, path or None, default_subprocess_runner)
 getattr(hooks, hook)(out)
 """
-
-
 _COMPILED = re.compile(r"^\S*(?:cc|g\+\+)\b.* -c ", re.MULTILINE)
 
 
@@ -56,66 +54,54 @@ class Built(NamedTuple):
 class RealProject:
     """The tree of an sdist, as a commit of its own that has the version as its tag."""
 
-    def __init__(self, sdist: Path, tree: Path, requirement: str) -> None:
-        self._sdist = sdist
-        self._version = requirement.partition("==")[2]
+    def __init__(self, sdist: Path, tree: Path, version: str) -> None:
         self.tree = tree
+        self._sdist = sdist
+        self._version = version
         self._out = tree.with_name(f"{tree.name} out")
 
     def start_over(self, backend: str = OURS) -> None:
         """Unpack it anew, and have it built by this backend from now on."""
         shutil.rmtree(self.tree, ignore_errors=True)
+        unpacked = self.tree.with_name(f"{self.tree.name} unpacked")
         with tarfile.open(self._sdist) as archive:
-            unpacked = self.tree.with_name(f"{self.tree.name} unpacked")
             archive.extractall(unpacked, filter="data")  # as files of our own
         [top] = unpacked.iterdir()
         top.rename(self.tree)
-        unpacked.rmdir()
         for path in [*self.tree.glob("*.egg-info"), *self.tree.glob("*/*.egg-info")]:
             shutil.rmtree(path)
-        self._rewrite_in_tree_backend(backend)
-        # What an sdist adds would have a version tool believe it instead of git.
-        (self.tree / "PKG-INFO").unlink(missing_ok=True)
-        self._git("init", "-q")
-        self._git("add", "-A", "-f")
-        self._git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "all")
-        self._git("tag", self._version)
-
-    def _rewrite_in_tree_backend(self, backend: str) -> None:
-        """Its author writes the one name in place of the other."""
+        # The author of an in-tree backend writes the one name in place of the other.
         package = backend.rpartition(".")[0]
-        for directory in self._backend_path():
+        for directory in self._build_system().get("backend-path", []):
             for path in (self.tree / directory).rglob("*.py"):
                 text = path.read_text().replace(SETUPTOOLS, backend)
                 path.write_text(text.replace(FROM.format("setuptools"), FROM.format(package)))
+        # What an sdist adds would have a version tool believe it instead of git.
+        (self.tree / "PKG-INFO").unlink(missing_ok=True)
+        self.git("init", "-q")
+        self.git("add", "-A", "-f")
+        self.git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "all")
+        self.git("tag", self._version)
 
     def _build_system(self) -> dict[str, Any]:
         path = self.tree / "pyproject.toml"
-        text = path.read_text() if path.exists() else ""
-        found: dict[str, Any] = tomllib.loads(text).get("build-system", {})
-        return found
+        return dict(
+            tomllib.loads(path.read_text() if path.exists() else "").get("build-system", {})
+        )
 
-    def _backend_path(self) -> list[str]:
-        return list(self._build_system().get("backend-path", []))
-
-    def _git(self, *arguments: str) -> str:
+    def git(self, *arguments: str) -> str:
         command = ["git", *arguments]
         return subprocess.check_output(command, cwd=self.tree, env=_ENVIRON, text=True)
-
-    def git_status(self) -> str:
-        """What git sees that is not as it was committed."""
-        return self._git("status", "--porcelain")
 
     def start(self, backend: str = OURS, hook: str = "build_wheel") -> subprocess.Popen[str]:
         """A build in a process group of its own."""
         shutil.rmtree(self._out, ignore_errors=True)
         self._out.mkdir()
-        named = self._build_system().get("build-backend", f"{SETUPTOOLS}:__legacy__")
+        system = self._build_system()
+        name = system.get("build-backend", f"{SETUPTOOLS}:__legacy__").replace(SETUPTOOLS, backend)
+        arguments = [str(self.tree), name, hook, str(self._out), *system.get("backend-path", [])]
         return subprocess.Popen(
-            [
-                *(sys.executable, "-c", _HOOK, str(self.tree), named.replace(SETUPTOOLS, backend)),
-                *(hook, str(self._out), *self._backend_path()),
-            ],
+            [sys.executable, "-c", _HOOK, *arguments],
             env=_ENVIRON,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -6,13 +6,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from .conftest import Fetch
 from .real_project import RealProject
 
 #: How many builds of each project are killed.
@@ -25,8 +24,7 @@ PROJECTS = (
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("requirement", PROJECTS)
-def test_a_killed_build_spoils_no_later_one(tmp_path: Path, fetch: Fetch, requirement: str) -> None:
-    project = RealProject(fetch(requirement), tmp_path / "tree", requirement)
+def test_a_killed_build_spoils_no_later_one(project: RealProject, requirement: str) -> None:
     project.start_over()
     started = time.monotonic()
     right = project.build()
@@ -42,7 +40,9 @@ def test_a_killed_build_spoils_no_later_one(tmp_path: Path, fetch: Fetch, requir
         # Each second is a first build. In the others all sources are newer than what is there.
         if attempt % 2:
             shutil.rmtree(build)
-        touch(project.tree)
+        for path in project.tree.rglob("*"):
+            if not {".git", "build"} & {*path.parts} and path.is_file():
+                os.utime(path)
         # A file that has just come up is the likeliest to be unfinished.
         if attempt % 3:
             path = chance.choice(linked if linked and attempt % 3 == 1 else made)
@@ -56,32 +56,19 @@ def test_a_killed_build_spoils_no_later_one(tmp_path: Path, fetch: Fetch, requir
             moment = f"{share:.2f} of {whole:.1f} s"
             process = project.start()
             time.sleep(share * whole)
-        if kill(process):
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
             kills.append(moment)
             after = project.build()
             assert after[:2] == right[:2], f"seed {seed}, after {kills}"
     assert len(kills) == KILLS, f"builds are too quick to be killed: {kills}"
 
 
-def kill(process: subprocess.Popen[str]) -> bool:
-    """Kill a build with all that it has started; False where it was over."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
-
-
 def state(path: Path) -> tuple[int, int] | None:
     """Changes when the file is written; None while there is none."""
-    try:
+    with suppress(FileNotFoundError):
         status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def touch(tree: Path) -> None:
-    """Make all sources newer than what was built of them."""
-    for path in tree.rglob("*"):
-        if ".git" not in path.parts and "build" not in path.parts and path.is_file():
-            os.utime(path)
+        return status.st_ino, status.st_mtime_ns
+    return None

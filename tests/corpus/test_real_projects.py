@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from .conftest import Fetch
 from .real_project import OURS, SETUPTOOLS, RealProject
 
 #: With a setup.py alone; with other ways to say what a project is, such as setuptools-scm and pbr;
@@ -22,18 +19,15 @@ PROJECTS = """
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("requirement", PROJECTS)
-def test_the_backend_builds_what_setuptools_builds(
-    tmp_path: Path, fetch: Fetch, requirement: str
-) -> None:
-    project = RealProject(fetch(requirement), tmp_path / "tree", requirement)
+def test_the_backend_builds_what_setuptools_builds(project: RealProject, requirement: str) -> None:
     made = []
     for backend in (SETUPTOOLS, OURS):
         project.start_over(backend)
-        before = project.git_status()
+        before = project.git("status", "--porcelain")
         archives = [project.build(backend, hook) for hook in ("build_wheel", "build_sdist")]
         archives.append(project.build(backend))  # out of what the first has left
         if requirement.startswith("PyYAML"):
             # The sdist has the in-tree backend, which is another.
             archives[1] = archives[1]._replace(content=dict.fromkeys(archives[1].content, ""))
-        made.append((archives, before, project.git_status()))
+        made.append((archives, before, project.git("status", "--porcelain")))
     assert made[1] == made[0]

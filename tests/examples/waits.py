@@ -1,6 +1,6 @@
 """What a frontend can do while it waits for a tree: callbacks of a few lines each.
 
-python waits.py cancel|spinner|elapsed|limit SOURCE_TREE
+python waits.py cancel|spinner|limit SOURCE_TREE
 """
 
 import itertools
@@ -22,7 +22,7 @@ def stop_if_cancelled(wait: Wait) -> None:
         raise KeyboardInterrupt
 
 
-# Spinner: four turns a second.
+# Spinner: four turns a second. The time is in the sentence, and in `wait.waited`, in seconds.
 turns = itertools.cycle("|/-\\")
 
 
@@ -30,12 +30,7 @@ def spin(wait: Wait) -> None:
     sys.stderr.write(f"\r{next(turns)} {wait.fit(70)}")
 
 
-# Elapsed time: it is in the sentence, and in `wait.waited`, in seconds.
-def show_time(wait: Wait) -> None:
-    sys.stderr.write(f"\r{wait.fit(79)}\033[K")
-
-
-# When the tree is ours after a wait: both of them end here.
+# When the tree is ours after a wait.
 def clear(wait: Wait) -> None:
     sys.stderr.write("\r\033[K")
 
@@ -49,12 +44,7 @@ def stop_in_time(wait: Wait) -> None:
         raise LockTimeout(f"gave up {wait}", tree=wait.tree, holder=wait.holder)
 
 
-CALLBACKS = {
-    "cancel": stop_if_cancelled,
-    "spinner": spin,
-    "elapsed": show_time,
-    "limit": stop_in_time,
-}
+CALLBACKS = {"cancel": stop_if_cancelled, "spinner": spin, "limit": stop_in_time}
 
 
 def main(what: str, source_tree: str) -> None:

@@ -12,10 +12,9 @@ import sys
 import tarfile
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from plugins import frontends
@@ -28,47 +27,42 @@ LIMIT = 1500
 Outcomes = dict[tuple[str, str], str]
 
 
-@dataclass(frozen=True)
-class Suite:
+class Suite(NamedTuple):
     """What of a frontend's sdist is run, and what that needs."""
 
     sdist: str
-    needs: tuple[str, ...]
-    tests: tuple[str, ...]
+    needs: str
+    tests: str
     extras: str = ""
 
 
-_PYTEST = "pytest pytest-cov pytest-mock pytest-rerunfailures pytest-timeout pytest-xdist".split()
+PYTEST = "pytest pytest-cov pytest-mock pytest-rerunfailures pytest-timeout pytest-xdist"
 SUITES = {
     "build": Suite(
         "build",
-        ("filelock", "covdefaults", "wheel", "setuptools", "setuptools_scm", "pip"),
-        ("test_projectbuilder.py", "test_main.py", "test_env.py", "test_util.py"),
+        "filelock covdefaults wheel setuptools setuptools_scm pip",
+        "test_projectbuilder.py test_main.py test_env.py test_util.py",
         "[uv,virtualenv]",
     ),
     # Newer sdists need a build hook that is not on the index.
     "tox": Suite(
         "tox==4.67.0",
-        (
-            *("build[virtualenv]", "covdefaults", "coverage", "devpi-process", "distlib", "flaky"),
-            *("hatchling", "hatch-vcs", "pdm-backend", "psutil", "re-assert", "setuptools<82"),
-            *("time-machine", "wheel", "detect-test-pollution", "docutils"),
-        ),
-        ("tox_env/python/virtual_env", "tox_env/python/test_python_api.py", "execute"),
+        "build[virtualenv] covdefaults coverage devpi-process distlib flaky hatchling hatch-vcs "
+        "pdm-backend psutil re-assert setuptools<82 time-machine wheel detect-test-pollution "
+        "docutils",
+        "tox_env/python/virtual_env tox_env/python/test_python_api.py execute",
     ),
     "pdm": Suite(
         "pdm==2.29.3",  # the last whose own pins can be installed
-        ("pytest-httpserver", "pytest-httpx"),
-        ("cli/test_build.py", "cli/test_install.py", "models/test_candidates.py", "test_plugin.py"),
+        "pytest-httpserver pytest-httpx",
+        "cli/test_build.py cli/test_install.py models/test_candidates.py test_plugin.py",
         "[pytest,locked]",
     ),
     "poetry": Suite(
         "poetry==2.*",
-        ("dulwich", "responses", "jaraco-classes", "pytest-randomly", "psutil"),
-        (
-            *("installation", "inspection", "masonry", "plugins"),
-            *("console/commands/test_build.py", "console/commands/test_install.py"),
-        ),
+        "dulwich responses jaraco-classes pytest-randomly psutil",
+        "installation inspection masonry plugins "
+        "console/commands/test_build.py console/commands/test_install.py",
     ),
 }
 
@@ -84,37 +78,22 @@ def unpacked_sdist(suite: Suite, directory: Path) -> Path:
     return directory / sdist.name.removesuffix(".tar.gz")
 
 
-@contextmanager
-def changed_by_its_recipe(name: str, environment: Path) -> Iterator[None]:
-    """Meanwhile, a frontend that has no plugin takes the lock too."""
-    if name not in RECIPES:
-        yield
-        return
-    [site_packages] = environment.glob("lib/python*/site-packages")
-    file = site_packages / RECIPES[name].file
-    before = file.read_text()
-    RECIPES[name].apply(site_packages)
-    try:
-        yield
-    finally:
-        file.write_text(before)
-
-
 def run(
     python: Path, source: Path, tests: Iterable[str], report: Path, *, locked: bool
 ) -> Outcomes:
     """Run some of its tests; what became of each."""
     options = "-q -p no:randomly -p no:cacheprovider -n 2 --no-cov --timeout 300".split()
     options += ["-o", "junit_family=xunit1"]  # it tells the file of each test
+    environ = {
+        **os.environ,
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "SOURCE_TREE_LOCK_PLUGINS": "1" if locked else "0",
+    }
     with report.with_suffix(".log").open("w") as log:
         subprocess.run(
             [python, "-m", "pytest", *options, f"--junitxml={report}", *tests],
             cwd=source,
-            env={
-                **os.environ,
-                "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
-                "SOURCE_TREE_LOCK_PLUGINS": "1" if locked else "0",
-            },
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -131,36 +110,39 @@ def run(
 def outcomes_both_ways(
     name: str, python: Path, source: Path, tests: Iterable[str], reports: Path
 ) -> tuple[Outcomes, Outcomes]:
-    """What becomes of these tests without the lock, and with it."""
+    """What becomes of these tests without the lock, and with it: by a plugin, or by a recipe."""
     reports.mkdir()
     without = run(python, source, tests, reports / "without.xml", locked=False)
-    with changed_by_its_recipe(name, python.parents[1]):
+    if name not in RECIPES:
         return without, run(python, source, tests, reports / "with.xml", locked=True)
+    [site_packages] = python.parents[1].glob("lib/python*/site-packages")
+    file = site_packages / RECIPES[name].file
+    before = file.read_text()
+    RECIPES[name].apply(site_packages)
+    try:
+        return without, run(python, source, tests, reports / "with.xml", locked=True)
+    finally:
+        file.write_text(before)
 
 
 @pytest.mark.parametrize("name", SUITES)
 def test_the_lock_changes_no_outcome_of_its_own_suite(name: str, tmp_path: Path) -> None:
     suite = SUITES[name]
     source = unpacked_sdist(suite, tmp_path / "sdist")
-    version = source.name.removeprefix(f"{name}-")
-    python = frontends.make_environment(
-        tmp_path / "environment", f"{name}{suite.extras}=={version}", *_PYTEST, *suite.needs
-    )
+    frontend = f"{name}{suite.extras}=={source.name.removeprefix(f'{name}-')}"
+    needs = [*PYTEST.split(), *suite.needs.split()]
+    python = frontends.make_environment(tmp_path / "environment", frontend, *needs)
     frontends.install_this(python, frontends.own_wheels(tmp_path / "wheels"))
-    tests: Iterable[str] = [f"tests/{test}" for test in suite.tests]
+    tests = [f"tests/{test}" for test in suite.tests.split()]
     rounds = [outcomes_both_ways(name, python, source, tests, tmp_path / "round-0")]
     [(without, with_lock)] = rounds
-    print(f"{name} {version}: without {Counter(without.values())}")
-    print(f"{name} {version}: with {Counter(with_lock.values())}")
+    print(f"{frontend}: without {Counter(without.values())}, with {Counter(with_lock.values())}")
     assert without.keys() == with_lock.keys()
     assert "passed" in without.values()
     differ = {test for test, outcome in without.items() if with_lock[test] != outcome}
+    tests = sorted({file for file, _ in differ})
     for number in (1, 2) if differ else ():
-        tests = sorted({file for file, _ in differ})
         again = outcomes_both_ways(name, python, source, tests, tmp_path / f"round-{number}")
         rounds.append(again)
-    for test in sorted(differ):
-        seen = [[outcomes.get(test) for outcomes in both] for both in rounds]
-        print(f"{test}: without and with, in turn: {seen}")
     always = {test for test in differ if all(a.get(test) != b.get(test) for a, b in rounds)}
     assert not always, "they end otherwise each time"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from typing import Any
 
 from build import _ctx
 
@@ -16,13 +17,9 @@ def locked(runner: Runner | None, fail: Callable[[str], object]) -> Runner:
     """A runner that says who holds the tree, and ends build with a line when the time is up."""
     run = locked_runner(runner, say=_ctx.log)
 
-    def run_or_say_why_not(
-        cmd: Sequence[str],
-        cwd: str | None = None,
-        extra_environ: Mapping[str, str] | None = None,
-    ) -> None:
+    def run_or_say_why_not(*args: Any, **kwargs: Any) -> None:
         try:
-            run(cmd, cwd, extra_environ)
+            run(*args, **kwargs)
         except SourceTreeLockError as error:
             fail(str(error))
 

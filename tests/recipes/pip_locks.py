@@ -8,7 +8,7 @@ it is imported at the first hook of a local project.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +43,9 @@ def _locked(runner: Runner) -> Runner:
 
     run = locked_runner(runner, say=logger.info)
 
-    def run_or_say_why_not(
-        cmd: Sequence[str],
-        cwd: str | None = None,
-        extra_environ: Mapping[str, str] | None = None,
-    ) -> None:
+    def run_or_say_why_not(*args: Any, **kwargs: Any) -> None:
         try:
-            run(cmd, cwd, extra_environ)
+            run(*args, **kwargs)
         except SourceTreeLockError as error:
             raise InstallationError(str(error)) from error
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from plugins.frontends import make_environment
-from support import LIMIT, held_elsewhere
+from support import LIMIT, finish, held_elsewhere, start
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(600)]
 SETTINGS = """\
@@ -49,17 +49,10 @@ def test_a_vendored_copy_needs_nothing_beside_itself(
         (package / "__init__.py").touch()
     (tmp_path / "pyproject.toml").write_text(SETTINGS)
     (tmp_path / "vendor.txt").write_text("source-tree-lock\n")
-    environ = {
-        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
-        "PIP_FIND_LINKS": str(wheels / "own"),
-    }
-    subprocess.run(
-        [python.parent / "vendoring", "sync"],
-        cwd=tmp_path,
-        env={**os.environ, **environ},
-        check=True,
-        timeout=LIMIT,
-    )
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    own = str(wheels / "own")
+    vendoring = python.parent / "vendoring"
+    finish(start(vendoring, "sync", cwd=tmp_path, PATH=path, PIP_FIND_LINKS=own))
 
     def run() -> str:
         command = [sys.executable, "-I", "-S", "-c", LOCK, str(tmp_path), str(tree)]

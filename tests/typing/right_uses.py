@@ -12,12 +12,7 @@ from typing import Any
 import pyproject_api
 from build import ProjectBuilder
 from build.util import project_wheel_metadata
-from pyproject_hooks import (
-    BuildBackendHookCaller,
-    SubprocessRunner,
-    default_subprocess_runner,
-    quiet_subprocess_runner,
-)
+from pyproject_hooks import BuildBackendHookCaller, SubprocessRunner, quiet_subprocess_runner
 from typing_extensions import Unpack, assert_type
 
 from source_tree_lock import (
@@ -38,8 +33,7 @@ from source_tree_lock.adapters import is_setuptools, locked_hooks, locked_runner
 
 def tell(wait: Wait) -> None:
     assert_type([wait.tree, wait.lock_file, wait.fit(80)], list[str])
-    assert_type(wait.holder, Holder | None)
-    assert_type(wait.waited, float)
+    assert_type((wait.holder, wait.waited), tuple[Holder | None, float])
 
 
 def name_of(path: Path) -> str:
@@ -48,13 +42,11 @@ def name_of(path: Path) -> str:
 
 def options(tree: Path, entry: os.DirEntry[str]) -> None:
     source_tree_lock()
-    source_tree_lock("tree", timeout=None)
     source_tree_lock(b"tree", timeout=5)
     source_tree_lock(entry, timeout=0.5, digest=cache_digest)
     source_tree_lock(tree, digest=name_of, lock_dir=tree, on_wait=tell)
-    source_tree_lock(tree, lock_dir="locks", on_wait=print, after_wait=print)
-    source_tree_lock(tree, on_wait=lambda wait: wait.holder and wait.holder.pid)
-    source_tree_lock(tree, while_waiting=lambda wait: print(wait.waited, wait.tree))
+    source_tree_lock("tree", timeout=None, lock_dir="locks", on_wait=print, after_wait=print)
+    source_tree_lock(tree, while_waiting=lambda wait: wait.holder and wait.holder.pid)
     SourceTreeLock(tree, timeout=FromEnvironment())
 
 
@@ -65,8 +57,7 @@ def passes_on(tree: AnyPath, **options: Unpack[LockOptions]) -> SourceTreeLock:
 # A lock
 
 
-class Subclass(SourceTreeLock):
-    name = "it"
+class Subclass(SourceTreeLock): ...
 
 
 def use(lock: SourceTreeLock, own: Subclass) -> int:
@@ -83,10 +74,9 @@ def use(lock: SourceTreeLock, own: Subclass) -> int:
         return 1
 
 
-async def use_async(lock: SourceTreeLock) -> int:
+async def use_async(lock: SourceTreeLock) -> SourceTreeLock:
     async with lock as entered:
-        assert_type(entered, SourceTreeLock)
-        return 1
+        return entered
 
 
 def errors(lock: SourceTreeLock) -> None:
@@ -94,22 +84,17 @@ def errors(lock: SourceTreeLock) -> None:
         lock.acquire()
     except LockTimeout as error:
         is_one_of: tuple[SourceTreeLockError, TimeoutError] = (error, error)
-        assert_type((error.tree, error.waited), tuple[str, float])
-        assert_type(error.holder, Holder | None)
+        assert_type((error.tree, error.waited, error.holder), tuple[str, float, Holder | None])
         print(is_one_of)
     except LockUnavailable as error:
         is_too: tuple[SourceTreeLockError, OSError] = (error, error)
         print(is_too, error.errno)
 
 
-def holders(holder: Holder) -> None:
-    assert_type((holder.pid, holder.name), tuple[int, str])
+def holders(holder: Holder, path: Path) -> None:
+    assert_type((holder.pid, holder.name, holder.since), "tuple[int, str, float | None]")
     assert_type([holder.program, holder.host, holder.user], "list[str | None]")
-    assert_type(holder.since, "float | None")
     assert_type([holder.is_stopped, holder.is_local], list[bool])
-
-
-def digests(path: Path) -> None:
     for each in (path, PurePosixPath("/a"), PureWindowsPath("C:\\a")):
         assert_type(cache_digest(each), str)
 
@@ -142,10 +127,9 @@ class Project:
 
 
 async def signatures_are_kept() -> None:
-    assert_type(build("a", jobs=2), bytes)
+    assert_type((build("a", jobs=2), Project().build("dist")), tuple[bytes, Path])
     assert_type((await fetch("a", jobs=2), await fetch_any("a")), tuple[bytes, bytes])
     assert_type(await asyncio.create_task(fetch("a")), bytes)
-    assert_type(Project().build("dist"), Path)
 
 
 # The adapters
@@ -155,19 +139,14 @@ def runs_as_pip_does(cmd: list[str], cwd: str | None = None, extra_environ: Any 
 
 
 class RunsAsPdmDoes:
-    """Its runner is a method, and takes paths."""
-
-    def run(
-        self, cmd: list[str], cwd: Path | str | None = None, extra_environ: Any = None
-    ) -> None: ...
+    def run(self, cmd: list[str], cwd: Path | str | None = None, environ: Any = None) -> None: ...
 
 
 def runners(project: str) -> None:
     runner: SubprocessRunner = locked_runner()
-    around: SubprocessRunner = locked_runner(quiet_subprocess_runner)
-    twice: SubprocessRunner = locked_runner(locked_runner(default_subprocess_runner))
+    twice: SubprocessRunner = locked_runner(locked_runner(quiet_subprocess_runner))
     BuildBackendHookCaller(project, "setuptools.build_meta", runner=runner)
-    ProjectBuilder(project, runner=around)
+    ProjectBuilder(project, runner=twice)
     project_wheel_metadata(project, isolated=False, runner=twice)
     locked_runner(runs_as_pip_does)
     locked_runner(RunsAsPdmDoes().run)
@@ -179,9 +158,8 @@ def runners(project: str) -> None:
 def any_hooks(
     caller: BuildBackendHookCaller, frontend: pyproject_api.SubprocessFrontend, backend: ModuleType
 ) -> None:
-    assert_type(locked_hooks(caller), BuildBackendHookCaller)
+    assert_type(locked_hooks(caller, also=["build_app"]), BuildBackendHookCaller)
     assert_type(locked_hooks(caller).build_wheel("dist"), str)
     assert_type(locked_hooks(frontend, "tree"), pyproject_api.SubprocessFrontend)
     assert_type(locked_hooks(backend, timeout=5, on_wait=tell), ModuleType)
-    locked_hooks(caller, also=["build_app"])
     locked_hooks(caller, Path("tree"), when=lambda tree: True, lock_dir="locks", digest=name_of)

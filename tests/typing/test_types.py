@@ -47,16 +47,13 @@ def basedpyright(file: Path, directory: Path) -> set[int]:
 
 
 def check(module: str, *options: str) -> str:
-    run = subprocess.run(
-        [sys.executable, "-m", module, *options],
-        cwd=HERE,
-        env={**os.environ, "MYPYPATH": str(LIBRARY)},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=LIMIT,
+    command = [sys.executable, "-m", module, *options]
+    environ = {**os.environ, "MYPYPATH": str(LIBRARY)}
+    done = subprocess.run(
+        command, cwd=HERE, env=environ, stdout=subprocess.PIPE, text=True, timeout=LIMIT
     )
-    assert run.returncode in (0, 1), "the checker itself failed"
-    return run.stdout
+    assert done.returncode in (0, 1), "the checker itself failed"
+    return done.stdout
 
 
 @pytest.mark.parametrize("checker", [mypy, basedpyright])

@@ -7,7 +7,6 @@ from pathlib import Path
 from pyproject_hooks import BuildBackendHookCaller
 
 from source_tree_lock import (
-    Holder,
     LockOptions,
     LockTimeout,
     SourceTreeLock,
@@ -30,12 +29,9 @@ def gives_a_number(path: Path) -> int:
     return 1
 
 
-def takes_a_holder(holder: Holder) -> None: ...
-
-
 source_tree_lock(gives_a_number)  # E: gives no path
 source_tree_lock(".", digest=gives_a_number)  # E: gives no name
-source_tree_lock(".", on_wait=takes_a_holder)  # E: gets a `Wait`
+source_tree_lock(".", on_wait=gives_a_number)  # E: gets a `Wait`
 options: LockOptions = {"timout": 5}  # E: misspelt
 
 
