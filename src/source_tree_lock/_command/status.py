@@ -13,8 +13,8 @@ from typing import Any
 
 from .._holder import Holder, printable
 from .._lock import SourceTreeLock
-from .._proc import flocks, identity_at, key_of, program_of, working_directory_of
-from .._system import END_COMMAND, user_id, user_name
+from .._proc import flocks, identity_at, key_of, program_of
+from .._system import END_COMMAND, PROC, user_id, user_name
 from .output import HELD
 
 
@@ -40,7 +40,11 @@ def status(options: Namespace) -> int:
         "held": is_held,
         "holder": None if holder is None else _facts_of(holder),
         "waiters": [
-            {"pid": pid, "program": program_of(pid), "working_directory": working_directory_of(pid)}
+            {
+                "pid": pid,
+                "program": program_of(pid),
+                "working_directory": _working_directory_of(pid),
+            }
             for pid in _waiting_for(lock)
         ],
         "advice": _advice(holder) if is_held else None,
@@ -53,8 +57,14 @@ def status(options: Namespace) -> int:
 
 def _facts_of(holder: Holder) -> dict[str, object]:
     facts = {name: getattr(holder, name) for name in ("pid", "program", "user", "host", "since")}
-    directory = working_directory_of(holder.pid) if holder.is_local else None
+    directory = _working_directory_of(holder.pid) if holder.is_local else None
     return {**facts, "stopped": holder.is_stopped, "working_directory": directory}
+
+
+def _working_directory_of(pid: int) -> str | None:
+    with suppress(OSError):  # it has ended, or belongs to another user
+        return os.readlink(f"{PROC}/{pid}/cwd")
+    return None
 
 
 def _waiting_for(lock: SourceTreeLock) -> list[int]:
