@@ -47,11 +47,6 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, default)
 
 
-def pytest_report_header() -> list[str]:
-    names = ", ".join(path.name for path in ON_WINDOWS)
-    return [f"on Windows: {names} only"] if os.name == "nt" else []
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     for name, words in _OPTIONS.items():
         parser.addoption(name, action="store_true", help=words)

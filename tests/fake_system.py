@@ -15,8 +15,9 @@ import importlib
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -140,20 +141,15 @@ def hide_proc(patch: pytest.MonkeyPatch) -> list[str]:
     """Hide /proc, as on systems that have none; what is looked for there from now on."""
     visits: list[str] = []
 
-    def hide_from(owner: object, name: str) -> None:
-        real = getattr(owner, name)
+    def hidden(real: Callable[..., Any], path: Any = ".", *args: Any, **kwargs: Any) -> Any:
+        if str(path).startswith("/proc"):
+            visits.append(str(path))
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+        return real(path, *args, **kwargs)
 
-        def hidden(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
-            if str(path).startswith("/proc"):
-                visits.append(str(path))
-                raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
-            return real(path, *args, **kwargs)
-
-        patch.setattr(owner, name, hidden)
-
-    hide_from(builtins, "open")
+    patch.setattr(builtins, "open", partial(hidden, open))
     for name in ("link", "listdir", "lstat", "readlink", "stat"):
-        hide_from(os, name)
+        patch.setattr(os, name, partial(hidden, getattr(os, name)))
     return visits
 
 

@@ -72,7 +72,6 @@ class Teller:
         return self._output
 
     def line(self, seconds: float = LIMIT) -> str:
-        """The next line that the process tells."""
         while b"\n" not in self._buffer:
             if not select.select([self], [], [], seconds)[0]:
                 raise AssertionError(f"process {self.pid} told nothing for {seconds} s")
@@ -86,7 +85,6 @@ class Teller:
         return line.decode()
 
     def expect(self, words: str) -> None:
-        """Fail unless this is the next line that the process tells."""
         line = self.line()
         assert line == words, f"process {self.pid} told {line!r}, not {words!r}"
 
@@ -138,7 +136,6 @@ class Child(Teller):
         self._input.flush()
 
     def kill(self) -> None:
-        """SIGKILL, and see it dead."""
         self.process.kill()
         self.process.wait(LIMIT)
 

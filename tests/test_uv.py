@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="asks /proc/locks; Windows has tests of its own"
 )
 
-#: A build that says by a file that it is under way, and waits for the other end of a pipe.
+#: A build that says by a file that it is under way, and waits for the other end of a pipe: `go`.
 PAUSE = f"""
 import signal, sys
 if "bdist_wheel" in sys.argv:
@@ -29,36 +27,14 @@ if "bdist_wheel" in sys.argv:
 """
 
 
-@contextmanager
-def ended(build: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """It ends with the block, however the block ends."""
-    with build:
-        try:
-            yield build
-        finally:
-            build.kill()
-
-
-@contextmanager
-def paused_build(tree: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A uv build in its middle, which waits for `go`."""
-    os.mkfifo(tree / "go")
-    write_project(tree, PAUSE)
-    with ended(uv_build(tree)) as build:
-        wait_until((tree / "building").exists)
-        yield build
-
-
 def test_uv_waits_until_we_let_go(tree: Path) -> None:
     write_project(tree, 'import sys\nif "bdist_wheel" in sys.argv: open("building", "w").close()')
-    lock = source_tree_lock(tree, timeout=0)
-    lock.acquire()
-    with ended(uv_build(tree)) as build:
+    with source_tree_lock(tree, timeout=0):
+        build = uv_build(tree)
         wait_until_blocked(build.pid)
         assert not (tree / "building").exists()
         assert build.poll() is None
-        lock.release()
-        assert build.wait(LIMIT) == 0
+    assert build.wait(LIMIT) == 0
     assert list(tree.glob("dist/*.whl"))
 
 
@@ -71,7 +47,11 @@ def test_while_uv_builds_we_time_out_or_wait_until_it_has_built(
         with source_tree_lock(sys.argv[1]):
             tell(*(name for name in os.listdir(sys.argv[1] + "/dist") if name.endswith(".whl")))
     """
-    with paused_build(tree) as build, Child(script, tree) as child:
+    os.mkfifo(tree / "go")
+    write_project(tree, PAUSE)
+    with uv_build(tree) as build, ExitStack() as stack:
+        wait_until((tree / "building").exists)
+        child = stack.enter_context(Child(script, tree))
         wait_until_blocked(child.pid)
         assert not source_tree_lock(tree).acquire(blocking=False)
         with pytest.raises(LockTimeout) as caught:

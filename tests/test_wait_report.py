@@ -30,11 +30,12 @@ each_wait = pytest.mark.parametrize(
     ("way", "blocked_by"),
     [(way, "lock file") for way in WAYS] + [("with", "tree"), ("async with", "tree")],
 )
+Log = pytest.LogCaptureFixture
 CALLBACKS = ("on_wait", "while_waiting", "after_wait")
 
 
 @pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def log(caplog: Log) -> Log:
     """What is said at INFO and above."""
     caplog.set_level(logging.INFO, "source_tree_lock")
     return caplog
@@ -45,11 +46,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @each_wait
 def test_each_callback_is_called_when_it_is_due(
-    way: str,
-    blocked_by: str,
-    tree: Path,
-    log: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    way: str, blocked_by: str, tree: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _wait.TICK == 0.25
     monkeypatch.setattr(_wait, "TICK", 0.1)
@@ -69,9 +66,9 @@ def test_each_callback_is_called_when_it_is_due(
 
         options: dict[str, Any] = {name: partial(called, name) for name in CALLBACKS}
         WAYS[way](tree, lambda: called("inside", calls[0][1]), timeout=LIMIT, **options)
-    assert [name for name, _ in calls] == [
-        *("on_wait", "while_waiting", "while_waiting", "while_waiting", "after_wait", "inside")
-    ]
+    on_wait, while_waiting, after_wait = CALLBACKS
+    names = [on_wait, *[while_waiting] * 3, after_wait, "inside"]
+    assert [name for name, _ in calls] == names
     waits = [wait for _, wait in calls[:-1]]
     assert {(wait.tree, wait.lock_file) for wait in waits} == {(str(tree), str(file))}
     assert {wait.holder and wait.holder.pid for wait in waits[:4]} == {holder.pid}
@@ -115,9 +112,7 @@ def test_what_a_callback_raises_ends_the_wait_with_nothing_held(
         wait_until(lambda: is_free(lock.lock_file) and is_free(tree))
 
 
-def test_nothing_is_told_when_the_tree_is_free_nor_of_a_single_attempt(
-    tree: Path, log: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_is_told_of_a_free_tree_nor_of_a_single_attempt(tree: Path, log: Log) -> None:
     told: list[Wait] = []
     options: dict[str, Any] = dict.fromkeys(CALLBACKS, told.append)
     for way in WAYS.values():
@@ -129,9 +124,7 @@ def test_nothing_is_told_when_the_tree_is_free_nor_of_a_single_attempt(
     assert (told, log.messages) == ([], [])
 
 
-def test_a_wait_for_one_lock_after_the_other_is_told_of_once(
-    tree: Path, log: pytest.LogCaptureFixture
-) -> None:
+def test_a_wait_for_one_lock_after_the_other_is_told_of_once(tree: Path, log: Log) -> None:
     """First the lock file is in the way; when it is released, the tree itself still is."""
     told: list[Wait] = []
     lock = source_tree_lock(tree, timeout=LIMIT, on_wait=told.append)
@@ -174,7 +167,7 @@ def attempt_until_told(attempt: Callable[[], object], told: list[Wait], times: i
 
 @pytest.mark.parametrize("way", _attempts(Path(), timeout=0))
 def test_a_loop_of_short_attempts_is_told_of_once_for_each_holder(
-    way: str, tree: Path, log: pytest.LogCaptureFixture
+    way: str, tree: Path, log: Log
 ) -> None:
     told: list[Wait] = []
     attempt = _attempts(tree, timeout=0.05, on_wait=told.append)[way]
@@ -186,7 +179,6 @@ def test_a_loop_of_short_attempts_is_told_of_once_for_each_holder(
 
 
 def test_threads_that_share_a_lock_are_each_told_once(tree: Path) -> None:
-    threads = threading.Barrier(4, timeout=LIMIT)
     own = threading.local()
 
     def tell(wait: Wait) -> None:
@@ -196,7 +188,6 @@ def test_threads_that_share_a_lock_are_each_told_once(tree: Path) -> None:
 
     def count(_: int) -> int:
         own.told = []
-        threads.wait()
         attempt_until_told(lambda: lock.acquire(timeout=0.05), own.told, 1)
         return len(own.told)
 
@@ -218,9 +209,7 @@ LOCKS_TWICE = """
 """
 
 
-def test_once_it_got_in_the_next_wait_is_told_of_again_though_the_holder_is_the_same(
-    tree: Path,
-) -> None:
+def test_once_it_got_in_the_next_wait_for_the_same_holder_is_told_of_again(tree: Path) -> None:
     told: list[Wait] = []
     lock = source_tree_lock(tree, on_wait=told.append)
     with Child(LOCKS_TWICE, lock.lock_file) as holder:
@@ -240,7 +229,7 @@ def test_once_it_got_in_the_next_wait_is_told_of_again_though_the_holder_is_the_
 
 @pytest.mark.parametrize("seconds", [1, 0.1], ids=["one", "in short attempts"])
 def test_a_long_wait_without_callbacks_is_warned_of_once(
-    seconds: float, tree: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    seconds: float, tree: Path, monkeypatch: pytest.MonkeyPatch, caplog: Log
 ) -> None:
     assert _wait.WARN_AFTER == 10
     monkeypatch.setattr(_wait, "WARN_AFTER", 0.2)
@@ -298,16 +287,13 @@ def test_a_wait_is_one_sentence() -> None:
         assert str(Wait("/home/me/project", "/tmp/a.lock", holder, waited)) == sentence
 
 
-def test_a_wait_fits_into_any_number_of_columns_and_keeps_the_end_of_the_path() -> None:
+def test_a_wait_fits_into_any_terminal_and_keeps_the_end_of_the_path() -> None:
     wait = Wait("/home/me/a/long/path/to/project", "/tmp/a.lock", Holder(4242, "pip"), 5.0)
     whole = str(wait)
     for columns in (*range(len(whole) + 3), 1000):
         assert len(wait.fit(columns)) <= columns
         assert (wait.fit(columns) == whole) == (columns >= len(whole))
     assert wait.fit(50) == "waiting 5 s for pip (pid 4242) to leave …o/project"
-
-
-def test_a_path_that_a_terminal_would_obey_is_not_told_as_it_is() -> None:
-    wait = Wait("/home/\033[31mred\n", "/tmp/a.lock", None, 0.0)
+    wait = Wait("/home/\033[31mred\n", "/tmp/a.lock", None, 0.0)  # which a terminal would obey
     for text in (str(wait), repr(wait), wait.fit(200), wait.fit(40)):
         assert text.isprintable()
