@@ -158,8 +158,9 @@ def _attempts(tree: Path, **options: Any) -> dict[str, Callable[[], object]]:
 
 
 def attempt_until_told(attempt: Callable[[], object], told: list[Wait], times: int) -> None:
-    attempts = 0
+    attempts, started = 0, time.monotonic()
     while len(told) < times or attempts < 4:  # the first may be over before it could wait
+        assert time.monotonic() < started + LIMIT, "it is never told of"
         with suppress(LockTimeout):
             assert attempt() is False
         attempts += len(told) >= times
