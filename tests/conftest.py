@@ -5,24 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support import LIMIT, open_descriptors
+from support import open_descriptors, wait_until
 
 HERE = Path(__file__).parent
 #: What runs on Windows. The others need pipes that select(2) takes, flock(1), /proc or fork(2).
-ON_WINDOWS = frozenset(
-    HERE.joinpath(*name.split("/"))
-    for name in (
-        "paths/test_digest.py",
-        "system/test_windows.py",
-    )
-)
-
-
+ON_WINDOWS = (HERE / "paths" / "test_digest.py", HERE / "system" / "test_windows.py")
 #: Folders that need more than the extra `test` has, or take long: the option that asks for them.
 #: A folder that the command line names is asked for too.
 _ON_REQUEST = {
@@ -31,6 +23,13 @@ _ON_REQUEST = {
     "own_suites": "--own-suites",
     "plugins": "--frontends",
     "recipes": "--frontends",
+}
+_OPTIONS = {
+    "--long": "run the longer version of each test",
+    "--frontends": "run the plugins and the recipes in tox, PDM, ... from the package index too",
+    "--corpus": "build real projects from the package index too, and kill their builds",
+    "--cluster": "run the tests on a cluster file system too: needs root, FUSE and GlusterFS",
+    "--own-suites": "run the frontends' own test suites too: half an hour, and a package index",
 }
 
 
@@ -48,38 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, default)
 
 
-def pytest_report_header() -> list[str]:
-    names = sorted(path.relative_to(HERE).as_posix() for path in ON_WINDOWS)
-    return [f"on Windows: {', '.join(names)} only"] if os.name == "nt" else []
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run the longer version of each test")
-    parser.addoption(
-        "--frontends",
-        action="store_true",
-        help="run the plugins and the recipes in tox, PDM, Poetry, ... from the package index too",
-    )
-    parser.addoption(
-        "--environments",
-        metavar="DIR",
-        help="with --frontends: install the tools here, and find them here the next time",
-    )
-    parser.addoption(
-        "--corpus",
-        action="store_true",
-        help="build real projects from the package index too, and kill their builds",
-    )
-    parser.addoption(
-        "--cluster",
-        action="store_true",
-        help="run the tests on a real cluster file system too: needs root, FUSE and GlusterFS",
-    )
-    parser.addoption(
-        "--own-suites",
-        action="store_true",
-        help="run the frontends' own test suites too: half an hour, and a package index",
-    )
+    for name, words in _OPTIONS.items():
+        parser.addoption(name, action="store_true", help=words)
+    words = "with --frontends: install the tools here, and find them here the next time"
+    parser.addoption("--environments", metavar="DIR", help=words)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -132,8 +104,7 @@ def no_leaks() -> object:
     """Fails the test when it leaves a descriptor open (where the system lists them)."""
     before = open_descriptors()
     yield
-    # A thread that waited in line on behalf of a caller who gave up may be on its way out.
-    deadline = time.monotonic() + LIMIT
-    while not open_descriptors() <= before and time.monotonic() < deadline:
-        time.sleep(0.001)
+    # The thread of a queue that waited for a caller that gave up may be about to end.
+    with suppress(AssertionError):
+        wait_until(lambda: open_descriptors() <= before)
     assert open_descriptors() <= before

@@ -15,8 +15,9 @@ import importlib
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -34,11 +35,7 @@ F_GETPATH = 50
 
 
 class Portalocker(ModuleType):
-    """portalocker on Windows: locks of a descriptor on 64 KiB from its position on.
-
-    Attributes:
-        lock_error, unlock_error: what these fail with from now on.
-    """
+    """portalocker on Windows: locks of a descriptor on 64 KiB from its position on."""
 
     class LockFlags(enum.IntFlag):
         EXCLUSIVE = 1
@@ -50,7 +47,7 @@ class Portalocker(ModuleType):
     class AlreadyLocked(LockException):
         pass
 
-    lock_error: Exception | None = None
+    lock_error: Exception | None = None  # what `lock` fails with from now on
     unlock_error: Exception | None = None
 
     def lock(self, descriptor: int, flags: int) -> None:
@@ -84,35 +81,30 @@ def locked_like_uv(path: Path) -> Iterator[None]:
 
 
 class Kernel32:
-    """The functions of kernel32.dll that the library calls, by Microsoft's documentation.
-
-    Attributes:
-        temp_dir: what `GetTempPathW` gives; nothing if it is empty.
-        running, ended, of_others: processes; the last ones exist, and cannot be opened.
-    """
+    """The functions of kernel32.dll that the library calls, by Microsoft's documentation."""
 
     def __init__(self, temp_dir: Path) -> None:
+        self.temp_dir = f"{temp_dir}/"  # empty: there is none
         self.running = {os.getpid()}
         self.ended: set[int] = set()
-        self.of_others: set[int] = set()
+        self.of_others: set[int] = set()  # they exist, and cannot be opened
         self.last_error = 0
         self.handles: set[int] = set()
-        self.temp_dir = f"{temp_dir}/"
+        # Wider than the 32 bits that ctypes makes of a result when it is told no type.
+        first_handle = 1 << 40
 
         def get_temp_path(size: int, buffer: Any) -> int:
             assert size > len(self.temp_dir)
             buffer.value = self.temp_dir
             return len(self.temp_dir)
 
-        # Wider than the 32 bits that ctypes makes of a result when it is told no type.
-        first_handle = 1 << 40
-
         def open_process(access: int, inherit: bool, pid: int) -> int | None:
             assert (access, inherit) == (0x100000, False)  # SYNCHRONIZE
             if pid in self.running | self.ended:
                 handle = first_handle + pid
                 self.handles.add(handle)
-                return handle if open_process.restype is ctypes.c_void_p else handle & 0xFFFFFFFF  # type: ignore[attr-defined]
+                is_whole = self.OpenProcess.restype is ctypes.c_void_p
+                return handle if is_whole else handle & 0xFFFFFFFF
             # ERROR_ACCESS_DENIED, ERROR_INVALID_PARAMETER
             self.last_error = 5 if pid in self.of_others else 87
             return None
@@ -123,29 +115,25 @@ class Kernel32:
             # WAIT_OBJECT_0, WAIT_TIMEOUT
             return 0 if handle.value - first_handle in self.ended else 0x102
 
-        def close_handle(handle: ctypes.c_void_p) -> int:
-            self.handles.remove(handle.value or 0)
-            return 1
-
         self.GetTempPathW = get_temp_path  # GetTempPath2W came later
-        self.OpenProcess = open_process
+        self.OpenProcess: Any = open_process
         self.WaitForSingleObject = wait_for_single_object
-        self.CloseHandle = close_handle
+        self.CloseHandle = lambda handle: self.handles.remove(handle.value)
+
+
+def forget_library() -> dict[str, ModuleType]:
+    names = [name for name in sys.modules if name.partition(".")[0] == "source_tree_lock"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 @contextmanager
 def imported_anew() -> Iterator[None]:
     """What imports the library in here gets a new one, for a system that was patched before."""
-
-    def forget() -> dict[str, ModuleType]:
-        names = [name for name in sys.modules if name.partition(".")[0] == "source_tree_lock"]
-        return {name: sys.modules.pop(name) for name in names}
-
-    saved = forget()
+    saved = forget_library()
     try:
         yield
     finally:
-        forget()
+        forget_library()
         sys.modules.update(saved)
 
 
@@ -153,20 +141,15 @@ def hide_proc(patch: pytest.MonkeyPatch) -> list[str]:
     """Hide /proc, as on systems that have none; what is looked for there from now on."""
     visits: list[str] = []
 
-    def hide_from(owner: object, name: str) -> None:
-        real = getattr(owner, name)
+    def hidden(real: Callable[..., Any], path: Any = ".", *args: Any, **kwargs: Any) -> Any:
+        if str(path).startswith("/proc"):
+            visits.append(str(path))
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+        return real(path, *args, **kwargs)
 
-        def hidden(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
-            if isinstance(path, (str, os.PathLike)) and os.fspath(path).startswith("/proc"):
-                visits.append(os.fspath(path))
-                raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
-            return real(path, *args, **kwargs)
-
-        patch.setattr(owner, name, hidden)
-
-    hide_from(builtins, "open")
+    patch.setattr(builtins, "open", partial(hidden, open))
     for name in ("link", "listdir", "lstat", "readlink", "stat"):
-        hide_from(os, name)
+        patch.setattr(os, name, partial(hidden, getattr(os, name)))
     return visits
 
 
@@ -177,7 +160,6 @@ class System:
     proc_visits: list[str]
 
     def import_library(self) -> None:
-        """Import all of it, here and now."""
         self.library = self.module("")
         self.module("._lock")
 
@@ -185,7 +167,6 @@ class System:
         return self.library.source_tree_lock(*args, **options)
 
     def module(self, name: str) -> Any:
-        """A module of that library."""
         return importlib.import_module(f"source_tree_lock{name}")
 
 
@@ -193,16 +174,12 @@ class Windows(System):
     """The library on Windows."""
 
     def __init__(self, patch: pytest.MonkeyPatch, temp_dir: Path) -> None:
-        def win_dll(name: str, *, use_last_error: bool) -> Kernel32:
-            assert (name, use_last_error) == ("kernel32", True)
-            return self.kernel32
-
         self.portalocker = Portalocker("portalocker")
         self.kernel32 = Kernel32(temp_dir)
         self.proc_visits = hide_proc(patch)
         patch.setitem(sys.modules, "portalocker", self.portalocker)
         patch.setattr(ctypes, "windll", SimpleNamespace(kernel32=self.kernel32), raising=False)
-        patch.setattr(ctypes, "WinDLL", win_dll, raising=False)
+        patch.setattr(ctypes, "WinDLL", self.win_dll, raising=False)
         patch.setattr(ctypes, "get_last_error", lambda: self.kernel32.last_error, raising=False)
         patch.setenv("COMPUTERNAME", "DESKTOP-1")
         for name in POSIX_ONLY:
@@ -213,6 +190,10 @@ class Windows(System):
             importing.setattr(sys, "meta_path", finders)
             importing.setattr(os, "name", "nt")
             self.import_library()
+
+    def win_dll(self, name: str, *, use_last_error: bool) -> Kernel32:
+        assert (name, use_last_error) == ("kernel32", True)
+        return self.kernel32
 
 
 class MacOS(System):

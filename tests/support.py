@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import glob
 import os
 import select
 import shutil
@@ -10,9 +11,9 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,8 @@ HOLD = """
 #: Before a command: what the mode of a file forbids is forbidden to root too (setpriv(1)).
 WITHOUT_ROOTS_RIGHTS: tuple[str, ...] = ()
 if sys.platform == "linux" and os.geteuid() == 0:
-    _capabilities = "-dac_override,-dac_read_search"
-    WITHOUT_ROOTS_RIGHTS = (
-        *("setpriv", "--bounding-set", _capabilities),
-        *("--inh-caps", _capabilities),
-    )
+    _rights = "-dac_override,-dac_read_search"
+    WITHOUT_ROOTS_RIGHTS = ("setpriv", "--bounding-set", _rights, "--inh-caps", _rights)
 
 #: What every child knows.
 PRELUDE = """
@@ -74,28 +72,19 @@ class Teller:
         return self._output
 
     def line(self, seconds: float = LIMIT) -> str:
-        """The next line that the process tells."""
-        deadline = time.monotonic() + seconds
         while b"\n" not in self._buffer:
-            remaining = max(0.0, deadline - time.monotonic())
-            if not select.select([self], [], [], remaining)[0]:
+            if not select.select([self], [], [], seconds)[0]:
                 raise AssertionError(f"process {self.pid} told nothing for {seconds} s")
-            try:
+            chunk = b""
+            with suppress(ConnectionResetError):
                 chunk = os.read(self._output, 65536)
-            except ConnectionResetError:
-                chunk = b""
             if not chunk:
-                raise Ended(f"process {self.pid} {self.how_it_ended()}")
+                raise Ended(f"process {self.pid} has ended")
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode()
 
-    def how_it_ended(self) -> str:
-        """What is known of the end of one that tells nothing more."""
-        return "has ended"
-
     def expect(self, words: str) -> None:
-        """Fail unless this is the next line that the process tells."""
         line = self.line()
         assert line == words, f"process {self.pid} told {line!r}, not {words!r}"
 
@@ -111,11 +100,10 @@ class Teller:
     def rest(self) -> list[str]:
         """All that it tells until it has ended."""
         lines = []
-        while True:
-            try:
+        with suppress(Ended):
+            while True:
                 lines.append(self.line())
-            except Ended:
-                return lines
+        return lines
 
 
 class Child(Teller):
@@ -127,91 +115,69 @@ class Child(Teller):
         *arguments: object,
         environ: Mapping[str, str] | None = None,
         prefix: tuple[str, ...] = (),
-        cwd: str | os.PathLike[str] | None = None,
-        pass_fds: tuple[int, ...] = (),
+        **options: Any,  # of subprocess.Popen
     ) -> None:
-        self.process = subprocess.Popen(
-            [
-                *prefix,
-                sys.executable,
-                "-c",
-                PRELUDE + textwrap.dedent(script),
-                *map(str, arguments),
-            ],
+        code = PRELUDE + textwrap.dedent(script)
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
+            [*prefix, sys.executable, "-c", code, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **(environ or {})},
-            cwd=cwd,
-            pass_fds=pass_fds,
+            **options,
         )
+        assert self.process.stdin is not None
         assert self.process.stdout is not None
+        self._input = self.process.stdin
         super().__init__(self.process.pid, self.process.stdout.fileno())
-
-    def how_it_ended(self) -> str:
-        return f"has ended with {self.process.wait(LIMIT)}"
 
     def say(self, word: str = "") -> None:
         """Tell the child something: `heard` returns it."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(word.encode() + b"\n")
-        self.process.stdin.flush()
+        self._input.write(word.encode() + b"\n")
+        self._input.flush()
 
     def kill(self) -> None:
-        """SIGKILL, and see it dead."""
         self.process.kill()
         self.process.wait(LIMIT)
 
     def end(self) -> int:
         """Close its input and wait for its end; its exit status."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        self._input.close()
         return self.process.wait(LIMIT)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.process.kill()
-        self.process.wait(LIMIT)
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
+        self.kill()
+        with suppress(BrokenPipeError), self.process:
+            pass  # its pipes are closed
 
 
 @contextmanager
-def held_elsewhere(tree: Path, **options: object) -> Iterator[Child]:
+def held_elsewhere(tree: Path, **options: Any) -> Iterator[Child]:
     """Another process holds the tree; it lets go on `say()`."""
-    with Child(HOLD, tree, **options) as child:  # type: ignore[arg-type]
+    with Child(HOLD, tree, **options) as child:
         child.expect("held")
         yield child
 
 
-#: A process that takes one lock and leaves no record, as uv does. Arguments: what to lock.
-FLOCK = """
-    import fcntl, os, sys
-    descriptor = os.open(sys.argv[1], os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    tell("locked")
-    heard()
-"""
-
-
 @contextmanager
 def flocked(path: Path) -> Iterator[Child]:
-    """Another process has an flock, until it ends or on `say()`."""
-    with Child(FLOCK, path) as child:
+    """Another process has an flock until `say()`, and leaves no record, as uv does."""
+    script = """
+        import fcntl, os
+        fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+        tell("locked")
+        heard()
+    """
+    with Child(script, path) as child:
         child.expect("locked")
         yield child
 
 
-def wait_until_blocked(pid: int, seconds: float = LIMIT) -> None:
+def wait_until_blocked(pid: int) -> None:
     """Until the kernel lists the process as waiting for an flock (Linux)."""
-    waiting = ["->", "FLOCK"]
-    wait_until(
-        lambda: any(each[1:3] == waiting and each[5] == str(pid) for each in listed_locks()),
-        seconds,
-    )
+    wait_until(lambda: pid in waiters())
 
 
 def wait_until_asleep(pid: int) -> None:
@@ -228,11 +194,9 @@ def wait_until_asleep(pid: int) -> None:
 def open_descriptors() -> set[str]:
     """What the descriptors of this process lead to, where the system lists them."""
     found = set()
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        try:
-            found.add(f"{name} -> {os.readlink(f'/proc/self/fd/{name}')}")
-        except OSError:
-            continue
+    for each in glob.glob("/proc/self/fd/*"):
+        with suppress(OSError):
+            found.add(f"{each} -> {os.readlink(each)}")
     return found
 
 
@@ -261,11 +225,9 @@ def unshared(*options: str) -> tuple[str, ...]:
     """
     import pytest  # not in the children that import this module
 
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("only Linux has namespaces, and only root makes them")
+    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"):
+        pytest.skip("only Linux has namespaces, and only root makes them, by unshare(1)")
     prefix = ("unshare", *options, "--")
-    if shutil.which("unshare") is None:
-        pytest.skip("needs unshare(1)")
     tried = subprocess.run([*prefix, "true"], capture_output=True, timeout=LIMIT)
     if tried.returncode:
         pytest.skip(f"no such namespaces here: {tried.stderr.decode().strip()}")
@@ -327,13 +289,13 @@ def listed_locks() -> list[list[str]]:
     return [line.split() for line in Path("/proc/locks").read_text().splitlines()]
 
 
-def waiters(path: Path) -> list[int]:
-    """The processes that the kernel lists as waiting for an flock on a file (Linux)."""
-    inode = str(path.stat().st_ino)
+def waiters(path: Path | None = None) -> list[int]:
+    """The processes that the kernel lists as waiting for an flock, on this file if any (Linux)."""
+    inode = path and str(path.stat().st_ino)
     return [
         int(fields[5])
         for fields in listed_locks()
-        if fields[1:3] == ["->", "FLOCK"] and fields[6].rpartition(":")[2] == inode
+        if fields[1:3] == ["->", "FLOCK"] and inode in (None, fields[6].rpartition(":")[2])
     ]
 
 
@@ -368,39 +330,20 @@ def finish(*processes: subprocess.Popen[str]) -> None:
 @contextmanager
 def held_by_thread(tree: Path) -> Iterator[SourceTreeLock]:
     """Another thread of this process holds the tree."""
-    entered, leave = threading.Event(), threading.Event()
     lock = source_tree_lock(tree)
-
-    def hold() -> None:
-        with lock:
-            entered.set()
-            assert leave.wait(LIMIT)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert entered.wait(LIMIT)
-    try:
-        yield lock
-    finally:
-        leave.set()
-        thread.join(LIMIT)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lock.acquire).result(LIMIT)
+        try:
+            yield lock
+        finally:
+            pool.submit(lock.release).result(LIMIT)
 
 
 def in_thread(function: Callable[[], object]) -> Any:
     """What `function` returns or raises in a thread of its own."""
-    outcome: list[object] = []
-
-    def run() -> None:
-        try:
-            outcome.append(function())
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(LIMIT)
-    assert outcome, "the thread has not ended"
-    return outcome[0]
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(function)
+        return future.exception(LIMIT) or future.result()
 
 
 def drop(locks: list[SourceTreeLock]) -> None:

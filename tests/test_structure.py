@@ -7,7 +7,8 @@ import graphlib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -18,130 +19,70 @@ from source_tree_lock import SourceTreeLock, adapters
 
 PACKAGE = "source_tree_lock"
 
-#: The core. Each module may import those before it, and nothing else of the library.
-LOWEST_FIRST: Sequence[str] = """
+#: Each part may import itself and those before it, and nothing else of the library.
+LOWEST_FIRST = """
     _hook_names
-    _system.posix  _system.windows  _system.__init__
+    _system
     _holder  errors  _kernel_lock  _digest  _paths  _record  _hold  _proc
     _handover  _queue  _deadlocks  _wait
     _acquire  _decorator  _lock
+    __init__  adapters  build_meta  _command  plugins  __main__
 """.split()
 
-#: What stands above the core. Each may import the core and those before it.
-TOP = ["__init__", "adapters", "build_meta", "_command", "plugins", "__main__"]
-
 MODULES = {
-    ".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")
+    ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts): path
+    for path in SOURCE.rglob("*.py")
 }
 
 
-def part_of(name: str) -> str | None:
-    """What a module above the core belongs to; ``None`` if it is of the core."""
-    first = name.split(".", maxsplit=1)[0]
-    return first if first in TOP else None
+def part_of(name: str) -> str:
+    return name.split(".")[1]
 
 
 def statements(node: ast.AST) -> Iterator[ast.AST]:
     """All statements but those that only a type checker sees."""
     yield node
-    children = list(ast.iter_child_nodes(node))
-    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-        children = list(node.orelse)
-    for child in children:
+    is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    for child in node.orelse if is_for_types else ast.iter_child_nodes(node):  # type: ignore[attr-defined]
         yield from statements(child)
 
 
 def imported(name: str, source: str) -> set[str]:
     """The modules of the library that `name`, which has this source, imports when it runs."""
-    package = name.split(".")[:-1]
     found: set[str] = set()
-
-    def add(parts: list[str], names: list[str]) -> None:
-        # `from . import x` may mean a module x or a name in the package.
-        for each in names:
-            candidates = [[*parts, each], [*parts, each, "__init__"], [*parts, "__init__"], parts]
-            found.add(next(filter(MODULES.__contains__, map(".".join, candidates))))
-
     for node in statements(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                first, *rest = alias.name.split(".")
-                if first == PACKAGE:
-                    add(rest[:-1], rest[-1:] or ["__init__"])
-        elif isinstance(node, ast.ImportFrom):
-            parts = (node.module or "").split(".") if node.module else []
-            if node.level:
-                # In a package's own `__init__`, one dot is the package as well.
-                parts = [*package[: len(package) - (node.level - 1)], *parts]
-            elif parts[:1] == [PACKAGE]:
-                parts = parts[1:]
-            else:
-                continue
-            add(parts, [alias.name for alias in node.names])
+        if not isinstance(node, (ast.Import, ast.ImportFrom)):
+            continue
+        prefix = ""
+        if isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            prefix = resolve_name(module, name.rpartition(".")[0]) + "."
+        for alias in node.names:  # a module, a package, or a name in one of them
+            each = prefix + alias.name
+            parent = each.rpartition(".")[0]
+            places = (each, f"{each}.__init__", f"{parent}.__init__", parent)
+            found.update(list(filter(MODULES.__contains__, places))[:1])
     return found - {name}
 
 
-def test_every_module_of_the_core_has_its_place() -> None:
-    assert sorted(name for name in MODULES if part_of(name) is None) == sorted(LOWEST_FIRST)
+IMPORTS = {name: imported(name, path.read_text("utf-8")) for name, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("name", LOWEST_FIRST)
-def test_imports_of_the_core_run_downwards(name: str) -> None:
-    below = set(LOWEST_FIRST[: LOWEST_FIRST.index(name)])
-    assert imported(name, MODULES[name].read_text("utf-8")) <= below
+def test_imports_run_downwards_and_in_no_circle() -> None:
+    assert {part_of(name) for name in MODULES} == set(LOWEST_FIRST)
+    for name, imports in IMPORTS.items():
+        below = LOWEST_FIRST[: LOWEST_FIRST.index(part_of(name)) + 1]
+        assert {part_of(each) for each in imports} <= set(below), name
+    expected = {f"{PACKAGE}.{each}" for each in ("__init__", "_lock", "_hook_names")}
+    assert expected <= IMPORTS[f"{PACKAGE}.adapters.hooks"], "imports are not found"
+    graphlib.TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize("part", TOP)
-def test_imports_above_the_core_run_downwards(part: str) -> None:
-    below = {None, *TOP[: TOP.index(part) + 1]}
-    for name, path in MODULES.items():
-        if part_of(name) == part:
-            found = imported(name, path.read_text("utf-8"))
-            assert {each for each in found if part_of(each) not in below} == set(), name
-
-
-def test_imports_run_in_no_circle() -> None:
-    imports = {name: imported(name, path.read_text("utf-8")) for name, path in MODULES.items()}
-    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
-
-
-@pytest.mark.parametrize(
-    ("name", "source", "expected"),
-    [
-        ("_queue", "from ._lock import x", {"_lock"}),
-        ("_queue", "from . import _lock, cache_digest", {"_lock", "__init__"}),
-        ("_queue", "def f():\n    from source_tree_lock._lock import x", {"_lock"}),
-        ("_queue", "import source_tree_lock._lock as lock", {"_lock"}),
-        ("_queue", "import source_tree_lock", {"__init__"}),
-        ("_queue", "from source_tree_lock import source_tree_lock", {"__init__"}),
-        ("_queue", "from .adapters import locked_hooks", {"adapters.__init__"}),
-        ("adapters.which_trees", "from .._lock import x", {"_lock"}),
-        ("adapters.which_trees", "from .hooks import x", {"adapters.hooks"}),
-        ("adapters.__init__", "from . import hooks", {"adapters.hooks"}),
-        ("plugins.tox", "from .. import _system", {"_system.__init__"}),
-        ("_queue", "import os\nfrom typing import Any", set()),
-        ("_queue", "if TYPE_CHECKING:\n    from ._lock import x", set()),
-        ("_queue", "if TYPE_CHECKING:\n    pass\nelse:\n    from ._lock import x", {"_lock"}),
-    ],
-)
-def test_an_import_that_runs_upwards_would_be_found(
-    name: str, source: str, expected: set[str]
-) -> None:
-    assert imported(name, source) == expected
-
-
-@pytest.mark.parametrize("name", [each for each in MODULES if not each.startswith("_system")])
-def test_only_one_package_asks_which_system_this_is(name: str) -> None:
-    asks = re.compile(r"(sys\.platform|os\.name|platform\.system)$|from (sys|os|platform) import")
-    tree = ast.parse(MODULES[name].read_text("utf-8"))
-    named = {
-        part
-        for each in ast.walk(tree)
-        if isinstance(each, ast.JoinedStr)
-        for part in ast.walk(each)
-    }
-    asked = [each for each in ast.walk(tree) if isinstance(each, (ast.Attribute, ast.ImportFrom))]
-    assert [each for each in asked if each not in named and asks.match(ast.unparse(each))] == []
+def test_only_one_package_asks_which_system_this_is() -> None:
+    names = r"[^{](sys\.platform|os\.name|platform\.system)\b"  # not in a message
+    asks = re.compile(names + "|from (sys|os|platform) import")
+    asking = [name for name, path in MODULES.items() if asks.search(path.read_text("utf-8"))]
+    assert {part_of(name) for name in asking} == {"_system"}, asking
 
 
 def test_the_words_of_the_second_version_are_gone() -> None:
@@ -151,8 +92,6 @@ def test_the_words_of_the_second_version_are_gone() -> None:
 
 
 # What an import costs
-
-NAMES = "print(*[name for name in sys.modules if name.partition('.')[0] == 'source_tree_lock'])"
 
 
 def test_a_free_with_imports_few_modules_and_nothing_expensive(tree: Path) -> None:
@@ -175,9 +114,10 @@ def test_a_free_with_imports_few_modules_and_nothing_expensive(tree: Path) -> No
 def test_a_plugin_imports_nothing_else_of_the_library(plugin: str) -> None:
     if plugin == "poetry":
         pytest.importorskip(plugin, reason="its plugin inherits from a class of it")
-    said = in_a_bare_interpreter(f"import source_tree_lock.plugins.{plugin}\n{NAMES}")
     plugins = f"{PACKAGE}.plugins"
-    assert set(said.split()) <= {PACKAGE, plugins, f"{plugins}._shared", f"{plugins}.{plugin}"}
+    said = in_a_bare_interpreter(f"import {plugins}.{plugin}\nprint(*sys.modules)")
+    ours = {name for name in said.split() if name.partition(".")[0] == PACKAGE}
+    assert ours <= {PACKAGE, plugins, f"{plugins}._shared", f"{plugins}.{plugin}"}
 
 
 def test_the_backend_imports_setuptools_only_when_it_is_asked_for_a_hook() -> None:
@@ -193,34 +133,30 @@ def test_the_backend_imports_setuptools_only_when_it_is_asked_for_a_hook() -> No
 # What is public
 
 
-def public_functions() -> Iterator[object]:
+def public_functions() -> Iterator[Callable[..., object]]:
     """Functions, methods and constructors that a program can name."""
     for module in (source_tree_lock, adapters):
         for name in module.__all__:
             value = getattr(module, name)
             is_class_of_ours = inspect.isclass(value) and value.__module__.startswith(PACKAGE)
-            members = vars(value).values() if is_class_of_ours else [value]
-            for each in members:
+            for each in vars(value).values() if is_class_of_ours else [value]:
                 function = each.fget if isinstance(each, property) else each
                 if inspect.isfunction(function) and function.__module__.startswith(PACKAGE):
-                    yield pytest.param(function, id=function.__qualname__)
+                    yield function
 
 
-@pytest.mark.parametrize("function", list(public_functions()))
-def test_the_types_of_every_public_function_can_be_asked_for(
-    function: Callable[..., object],
-) -> None:
-    names = [each for each in inspect.signature(function).parameters if each != "self"]
-    assert typing.get_type_hints(function).keys() == {*names, "return"}
+def test_the_types_of_every_public_function_can_be_asked_for() -> None:
+    for function in public_functions():
+        names = [each for each in inspect.signature(function).parameters if each != "self"]
+        assert typing.get_type_hints(function).keys() == {*names, "return"}, function
 
 
 def test_the_options_are_those_of_the_constructor() -> None:
     hints = typing.get_type_hints(source_tree_lock.LockOptions)
     parameters = inspect.signature(SourceTreeLock).parameters
-    options = [each.name for each in parameters.values() if each.kind is each.KEYWORD_ONLY]
-    assert list(hints) == options
     expected = typing.get_type_hints(SourceTreeLock.__init__)
-    assert hints == {name: expected[name] for name in options}
+    options = [name for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY]
+    assert list(hints.items()) == [(name, expected[name]) for name in options]
     assert repr(parameters["timeout"].default) == "<from the environment>"
 
 
@@ -237,14 +173,10 @@ def test_every_public_name_is_there_and_listed_and_has_a_docstring() -> None:
         LockOptions AnyPath Digest cache_digest
     """
     public = set(source_tree_lock.__all__)
-    assert set(expected.split()) <= public
-    assert public <= listed & starred
+    assert set(expected.split()) <= public <= listed & starred
     assert source_tree_lock.source_tree_lock is SourceTreeLock
+    assert re.fullmatch(r"\d+\.\d+\.\d+", source_tree_lock.__version__)
     with pytest.raises(AttributeError):
         source_tree_lock.nonsense  # noqa: B018
-    for name in public:
-        assert inspect.getdoc(getattr(source_tree_lock, name)) or name in ("AnyPath", "Digest")
-
-
-def test_the_version_is_public() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+", source_tree_lock.__version__)
+    for name in public - {"AnyPath", "Digest"}:
+        assert inspect.getdoc(getattr(source_tree_lock, name)), name

@@ -19,25 +19,19 @@ SCRIPT = """
 import asyncio, os, sys
 from source_tree_lock import source_tree_lock
 tree, way = sys.argv[1:]
-lock = source_tree_lock(tree)
-
-def inside():
-    os.access("inside", os.F_OK)
+lock = source_tree_lock(tree, timeout=60 if way == "bounded" else None)
 
 async def twice():
     for _ in range(2):
         os.access("begin", os.F_OK)
         if way == "async with":
             async with lock:
-                inside()
-        elif way == "decorated":
-            decorated()
+                os.access("inside", os.F_OK)
         else:
-            with source_tree_lock(tree, timeout=60 if way == "bounded" else None):
-                inside()
+            with lock:
+                os.access("inside", os.F_OK)
         os.access("end", os.F_OK)
 
-decorated = lock(inside)
 if way == "again":
     lock.acquire()
 if way == "async with":
@@ -77,7 +71,7 @@ def traced(tree: Path, way: str, trace: Path, *options: str) -> str:
     return trace.read_text()
 
 
-@pytest.mark.parametrize("way", ["with", "bounded", "decorated", "async with", "again"])
+@pytest.mark.parametrize("way", ["with", "bounded", "async with", "again"])
 def test_a_tree_is_entered_and_left_with_these_system_calls(
     way: str, tree: Path, tmp_path: Path
 ) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="asks /proc/locks; Windows has tests of its own"
 )
 
-#: A build that says by a file that it is under way, and waits for the other end of a pipe.
+#: A build that says by a file that it is under way, and waits for the other end of a pipe: `go`.
 PAUSE = f"""
 import signal, sys
 if "bdist_wheel" in sys.argv:
@@ -28,55 +26,33 @@ if "bdist_wheel" in sys.argv:
     open("go").close()
 """
 
-#: A build or an entry that fails if anybody else is inside.
-ALONE = """
-import os, sys, time
-if "bdist_wheel" in sys.argv or sys.argv[0] == "-c":
-    os.mkdir("inside")
-    time.sleep(0.02)
-    os.rmdir("inside")
-"""
-
-
-@contextmanager
-def ended(build: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """It ends with the block, however the block ends."""
-    with build:
-        try:
-            yield build
-        finally:
-            build.kill()
-
-
-@contextmanager
-def paused_build(tree: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A uv build in its middle; `go_on` has it finish."""
-    os.mkfifo(tree / "go")
-    write_project(tree, PAUSE)
-    with ended(uv_build(tree)) as build:
-        wait_until((tree / "building").exists)
-        yield build
-
-
-def go_on(tree: Path) -> None:
-    (tree / "go").open("w").close()
-
 
 def test_uv_waits_until_we_let_go(tree: Path) -> None:
     write_project(tree, 'import sys\nif "bdist_wheel" in sys.argv: open("building", "w").close()')
-    lock = source_tree_lock(tree, timeout=0)
-    lock.acquire()
-    with ended(uv_build(tree)) as build:
+    with source_tree_lock(tree, timeout=0):
+        build = uv_build(tree)
         wait_until_blocked(build.pid)
         assert not (tree / "building").exists()
         assert build.poll() is None
-        lock.release()
-        assert build.wait(LIMIT) == 0
+    assert build.wait(LIMIT) == 0
     assert list(tree.glob("dist/*.whl"))
 
 
-def test_our_bounded_wait_times_out_while_uv_builds(tree: Path, no_leaks: object) -> None:
-    with paused_build(tree) as build:
+def test_while_uv_builds_we_time_out_or_wait_until_it_has_built(
+    tree: Path, no_leaks: object
+) -> None:
+    script = """
+        import os
+        from source_tree_lock import source_tree_lock
+        with source_tree_lock(sys.argv[1]):
+            tell(*(name for name in os.listdir(sys.argv[1] + "/dist") if name.endswith(".whl")))
+    """
+    os.mkfifo(tree / "go")
+    write_project(tree, PAUSE)
+    with uv_build(tree) as build, ExitStack() as stack:
+        wait_until((tree / "building").exists)
+        child = stack.enter_context(Child(script, tree))
+        wait_until_blocked(child.pid)
         assert not source_tree_lock(tree).acquire(blocking=False)
         with pytest.raises(LockTimeout) as caught:
             source_tree_lock(tree, timeout=0.1).__enter__()
@@ -84,39 +60,8 @@ def test_our_bounded_wait_times_out_while_uv_builds(tree: Path, no_leaks: object
         assert (caught.value.holder.pid, caught.value.holder.program) == (build.pid, "uv")
         with pytest.raises(LockTimeout):
             asyncio.run(source_tree_lock(tree, timeout=0.1).__aenter__())
+        assert child.is_silent(0)
         assert build.poll() is None
-        go_on(tree)
-        assert build.wait(LIMIT) == 0
-
-
-def test_we_get_in_when_uv_has_built(tree: Path) -> None:
-    script = """
-        import os
-        from source_tree_lock import source_tree_lock
-        with source_tree_lock(sys.argv[1]):
-            tell(*(name for name in os.listdir(sys.argv[1] + "/dist") if name.endswith(".whl")))
-    """
-    with paused_build(tree) as build, Child(script, tree) as child:
-        wait_until_blocked(child.pid)
-        assert child.is_silent(0.1)
-        go_on(tree)
+        (tree / "go").open("w").close()
         child.expect("sample-1-py3-none-any.whl")
         assert build.wait(LIMIT) == 0
-
-
-def test_builds_of_uv_and_our_entries_never_meet(tree: Path, long_run: bool) -> None:
-    write_project(tree, ALONE)
-    script = f"""
-        import os
-        from source_tree_lock import source_tree_lock
-        os.chdir(sys.argv[1])
-        for _ in range(20):
-            with source_tree_lock():
-                exec({ALONE!r})
-    """
-    for _ in range(10 if long_run else 1):
-        with ExitStack() as stack:
-            builds = [stack.enter_context(ended(uv_build(tree))) for _ in range(4)]
-            children = [stack.enter_context(Child(script, tree)) for _ in range(2)]
-            assert [child.process.wait(LIMIT) for child in children] == [0, 0]
-            assert [build.wait(LIMIT) for build in builds] == [0, 0, 0, 0]

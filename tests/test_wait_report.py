@@ -30,17 +30,15 @@ each_wait = pytest.mark.parametrize(
     ("way", "blocked_by"),
     [(way, "lock file") for way in WAYS] + [("with", "tree"), ("async with", "tree")],
 )
-Messages = Callable[[int], list[str]]
+Log = pytest.LogCaptureFixture
+CALLBACKS = ("on_wait", "while_waiting", "after_wait")
 
 
 @pytest.fixture
-def messages(caplog: pytest.LogCaptureFixture) -> Messages:
+def log(caplog: Log) -> Log:
+    """What is said at INFO and above."""
     caplog.set_level(logging.INFO, "source_tree_lock")
-
-    def of_level(level: int) -> list[str]:
-        return [each.getMessage() for each in caplog.records if each.levelno == level]
-
-    return of_level
+    return caplog
 
 
 # The callbacks
@@ -48,11 +46,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> Messages:
 
 @each_wait
 def test_each_callback_is_called_when_it_is_due(
-    way: str,
-    blocked_by: str,
-    tree: Path,
-    messages: Messages,
-    monkeypatch: pytest.MonkeyPatch,
+    way: str, blocked_by: str, tree: Path, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _wait.TICK == 0.25
     monkeypatch.setattr(_wait, "TICK", 0.1)
@@ -70,10 +64,11 @@ def test_each_callback_is_called_when_it_is_due(
                 wait_until(lambda: not (is_free(tree) and is_free(file)))
                 time.sleep(0.15)  # the next call is due, and nobody is in the way any more
 
-        names = ("on_wait", "while_waiting", "after_wait")
-        options: dict[str, Any] = {name: partial(called, name) for name in names}
+        options: dict[str, Any] = {name: partial(called, name) for name in CALLBACKS}
         WAYS[way](tree, lambda: called("inside", calls[0][1]), timeout=LIMIT, **options)
-    assert [name for name, _ in calls] == [names[0], *[names[1]] * 3, names[2], "inside"]
+    on_wait, while_waiting, after_wait = CALLBACKS
+    names = [on_wait, *[while_waiting] * 3, after_wait, "inside"]
+    assert [name for name, _ in calls] == names
     waits = [wait for _, wait in calls[:-1]]
     assert {(wait.tree, wait.lock_file) for wait in waits} == {(str(tree), str(file))}
     assert {wait.holder and wait.holder.pid for wait in waits[:4]} == {holder.pid}
@@ -82,9 +77,8 @@ def test_each_callback_is_called_when_it_is_due(
     assert times == sorted(times)
     assert all(each >= number * 0.099 for number, each in enumerate(times[:4])), times
     assert [place[0] for place in where] == [threading.get_ident()]  # type: ignore[index]
-    [message] = messages(logging.INFO)
+    [message] = log.messages
     assert f"(pid {holder.pid}) to leave {tree}" in message
-    assert messages(logging.WARNING) == []
 
 
 class Stop(Exception):
@@ -92,7 +86,7 @@ class Stop(Exception):
 
 
 @each_wait
-@pytest.mark.parametrize("callback", ["on_wait", "while_waiting", "after_wait"])
+@pytest.mark.parametrize("callback", CALLBACKS)
 def test_what_a_callback_raises_ends_the_wait_with_nothing_held(
     callback: str, way: str, blocked_by: str, tree: Path
 ) -> None:
@@ -111,46 +105,40 @@ def test_what_a_callback_raises_ends_the_wait_with_nothing_held(
         lock = source_tree_lock(tree)
         assert not lock.is_owner()
         if callback != "after_wait":
+            assert not lock.acquire(timeout=0.1)  # nor is a later wait refused
             assert holder.is_silent(0), "the holder was not needed"
             holder.say()
         holder.expect("released")
         wait_until(lambda: is_free(lock.lock_file) and is_free(tree))
 
 
-def test_nothing_is_told_when_the_tree_is_free_nor_of_a_single_attempt(
-    tree: Path, messages: Messages
-) -> None:
-    def never(wait: Wait) -> None:
-        raise AssertionError("nobody waits")
-
-    options: dict[str, Any] = {"on_wait": never, "while_waiting": never, "after_wait": never}
+def test_nothing_is_told_of_a_free_tree_nor_of_a_single_attempt(tree: Path, log: Log) -> None:
+    told: list[Wait] = []
+    options: dict[str, Any] = dict.fromkeys(CALLBACKS, told.append)
     for way in WAYS.values():
         way(tree, lambda: None, **options)
     with source_tree_lock(tree), source_tree_lock(tree, **options):
         pass
     with held_elsewhere(tree):
         assert not source_tree_lock(tree, **options).acquire(blocking=False)
-    assert messages(logging.INFO) == []
+    assert (told, log.messages) == ([], [])
 
 
-def test_a_wait_for_one_lock_after_the_other_is_told_of_once(
-    tree: Path, messages: Messages
-) -> None:
+def test_a_wait_for_one_lock_after_the_other_is_told_of_once(tree: Path, log: Log) -> None:
     """First the lock file is in the way; when it is released, the tree itself still is."""
     told: list[Wait] = []
     lock = source_tree_lock(tree, timeout=LIMIT, on_wait=told.append)
-    with holding(tree, "tree") as holder:
+    with holding(tree, "tree") as holder, ThreadPoolExecutor(1) as pool:
         with Child(LOCKS_TWICE, lock.lock_file) as other:
             other.expect("held")
-            thread = threading.Thread(target=lock(threading.get_ident))
-            thread.start()
+            entered = pool.submit(lock(lambda: None))
             wait_until(lambda: bool(told))
             other.say()
             other.expect("released")
         wait_until(lambda: not is_free(lock.lock_file))
         holder.say()
-        thread.join(LIMIT)
-    assert len(told) == len(messages(logging.INFO)) == 1
+        entered.result(LIMIT)
+    assert len(told) == len(log.messages) == 1
 
 
 # Loops of short attempts
@@ -162,20 +150,17 @@ def _attempts(tree: Path, **options: Any) -> dict[str, Callable[[], object]]:
     hooks = locked_hooks(SimpleNamespace(build_wheel=lambda: None), tree, **options)
     run = locked_runner(lambda *_: None, **options)
     return {
-        "acquire": lock.acquire,
-        "acquire with a timeout": lambda: lock.acquire(timeout=0.05),
         "acquire, and a try between": lambda: lock.acquire(timeout=0.05) or lock.acquire(timeout=0),
         "another object": lambda: source_tree_lock(tree, **options).acquire(),
-        "with": lock.__enter__,
-        "decorator": lock(lambda: None),
         "locked_runner": lambda: run(["a hook"], str(tree)),
         "locked_hooks": hooks.build_wheel,
     }
 
 
 def attempt_until_told(attempt: Callable[[], object], told: list[Wait], times: int) -> None:
-    attempts = 0
+    attempts, started = 0, time.monotonic()
     while len(told) < times or attempts < 4:  # the first may be over before it could wait
+        assert time.monotonic() < started + LIMIT, "it is never told of"
         with suppress(LockTimeout):
             assert attempt() is False
         attempts += len(told) >= times
@@ -183,7 +168,7 @@ def attempt_until_told(attempt: Callable[[], object], told: list[Wait], times: i
 
 @pytest.mark.parametrize("way", _attempts(Path(), timeout=0))
 def test_a_loop_of_short_attempts_is_told_of_once_for_each_holder(
-    way: str, tree: Path, messages: Messages
+    way: str, tree: Path, log: Log
 ) -> None:
     told: list[Wait] = []
     attempt = _attempts(tree, timeout=0.05, on_wait=told.append)[way]
@@ -191,39 +176,24 @@ def test_a_loop_of_short_attempts_is_told_of_once_for_each_holder(
         with held_elsewhere(tree) as holder:
             attempt_until_told(attempt, told, times)
         assert [each.holder and each.holder.pid for each in told[times - 1 :]] == [holder.pid]
-    assert len(messages(logging.INFO)) == 2
+    assert len(log.messages) == 2
 
 
-def test_a_loop_of_short_attempts_in_a_task_is_told_of_once(tree: Path) -> None:
-    told: list[Wait] = []
-    lock = source_tree_lock(tree, timeout=0.05, on_wait=told.append)
-
-    async def main() -> None:
-        attempts = 0
-        while not told or attempts < 4:
-            with pytest.raises(LockTimeout):
-                await lock.__aenter__()
-            attempts += len(told)
-
-    with held_elsewhere(tree):
-        asyncio.run(main())
-    assert len(told) == 1
-
-
-@pytest.mark.parametrize("number", [2, 4])
-def test_threads_that_share_a_lock_are_each_told_once(number: int, tree: Path) -> None:
-    threads = threading.Barrier(number, timeout=LIMIT)
+def test_threads_that_share_a_lock_are_each_told_once(tree: Path) -> None:
     own = threading.local()
-    lock = source_tree_lock(tree, on_wait=lambda wait: own.told.append(wait))
+
+    def tell(wait: Wait) -> None:
+        own.told.append(wait)
+
+    lock = source_tree_lock(tree, on_wait=tell)
 
     def count(_: int) -> int:
         own.told = []
-        threads.wait()
         attempt_until_told(lambda: lock.acquire(timeout=0.05), own.told, 1)
         return len(own.told)
 
-    with held_elsewhere(tree), ThreadPoolExecutor(number) as pool:
-        assert list(pool.map(count, range(number))) == [1] * number
+    with held_elsewhere(tree), ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(count, range(4))) == [1] * 4
 
 
 #: Another program, which leaves no record: nothing tells its two locks apart. Argument: a file.
@@ -240,9 +210,7 @@ LOCKS_TWICE = """
 """
 
 
-def test_once_it_got_in_the_next_wait_is_told_of_again_though_the_holder_is_the_same(
-    tree: Path,
-) -> None:
+def test_once_it_got_in_the_next_wait_for_the_same_holder_is_told_of_again(tree: Path) -> None:
     told: list[Wait] = []
     lock = source_tree_lock(tree, on_wait=told.append)
     with Child(LOCKS_TWICE, lock.lock_file) as holder:
@@ -262,49 +230,45 @@ def test_once_it_got_in_the_next_wait_is_told_of_again_though_the_holder_is_the_
 
 @pytest.mark.parametrize("seconds", [1, 0.1], ids=["one", "in short attempts"])
 def test_a_long_wait_without_callbacks_is_warned_of_once(
-    seconds: float, tree: Path, monkeypatch: pytest.MonkeyPatch, messages: Messages
+    seconds: float, tree: Path, monkeypatch: pytest.MonkeyPatch, caplog: Log
 ) -> None:
     assert _wait.WARN_AFTER == 10
     monkeypatch.setattr(_wait, "WARN_AFTER", 0.2)
     lock = source_tree_lock(tree)
     with held_elsewhere(tree) as holder:
-        while not messages(logging.WARNING):
+        while not caplog.messages:
             assert not lock.acquire(timeout=seconds)
         assert not lock.acquire(timeout=0.3)
         heard = source_tree_lock(tree, after_wait=lambda _: None)  # its caller is told
         assert not heard.acquire(timeout=0.5)
-    [warning] = messages(logging.WARNING)
+    [warning] = caplog.messages
     assert re.fullmatch(rf"waiting .*\(pid {holder.pid}\) to leave {re.escape(str(tree))}", warning)
 
 
 # The error when the time is up
 
 
-def test_a_timeout_says_which_tree_how_long_and_who_held_it(tree: Path) -> None:
+def test_a_timeout_says_which_tree_how_long_and_who_held_it(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tree.parent / "link").symlink_to(tree)
     with held_elsewhere(tree) as child:
         started = time.monotonic()
         with pytest.raises(LockTimeout) as caught:
             source_tree_lock(tree.parent / "link", timeout=0.3).acquire()
-        passed = time.monotonic() - started
-    error = caught.value
+        error, passed = caught.value, time.monotonic() - started
+        monkeypatch.setattr(_wait, "find_holder", lambda *_: None)
+        with pytest.raises(LockTimeout, match=r"an unknown process$") as caught:
+            source_tree_lock(tree, timeout=0.01).acquire()
+        assert caught.value.holder is None
     assert error.tree == str(tree.resolve())
     assert 0.3 <= error.waited <= passed
     assert error.holder is not None
     assert error.holder.pid == child.pid
-    assert re.fullmatch(
-        rf"waited \d+\.\d s for source tree '.+', held by .+ \(pid {child.pid}\) for \d+ s",
-        str(error),
-    )
+    held_by = rf"held by .+ \(pid {child.pid}\) for \d+ s"
+    assert re.fullmatch(rf"waited \d+\.\d s for source tree '.+', {held_by}", str(error))
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), vars(again)) == (str(error), vars(error))
-
-
-def test_an_unknown_holder_is_called_so(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("source_tree_lock._wait.find_holder", lambda *_: None)
-    with held_elsewhere(tree), pytest.raises(LockTimeout, match=r"an unknown process$") as caught:
-        source_tree_lock(tree, timeout=0.01).acquire()
-    assert caught.value.holder is None
 
 
 # Made by hand, and in words
@@ -324,16 +288,13 @@ def test_a_wait_is_one_sentence() -> None:
         assert str(Wait("/home/me/project", "/tmp/a.lock", holder, waited)) == sentence
 
 
-def test_a_wait_fits_into_any_number_of_columns_and_keeps_the_end_of_the_path() -> None:
+def test_a_wait_fits_into_any_terminal_and_keeps_the_end_of_the_path() -> None:
     wait = Wait("/home/me/a/long/path/to/project", "/tmp/a.lock", Holder(4242, "pip"), 5.0)
     whole = str(wait)
     for columns in (*range(len(whole) + 3), 1000):
         assert len(wait.fit(columns)) <= columns
         assert (wait.fit(columns) == whole) == (columns >= len(whole))
     assert wait.fit(50) == "waiting 5 s for pip (pid 4242) to leave …o/project"
-
-
-def test_a_path_that_a_terminal_would_obey_is_not_told_as_it_is() -> None:
-    wait = Wait("/home/\033[31mred\n", "/tmp/a.lock", None, 0.0)
+    wait = Wait("/home/\033[31mred\n", "/tmp/a.lock", None, 0.0)  # which a terminal would obey
     for text in (str(wait), repr(wait), wait.fit(200), wait.fit(40)):
         assert text.isprintable()

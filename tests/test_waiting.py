@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from in_line import each_lock, has_queue, holding, lock_file
+from in_line import each_lock, holding, lock_file
 from support import (
     LIMIT,
     Child,
@@ -24,36 +22,13 @@ from support import (
 )
 from ways import WAITS, script
 
-from source_tree_lock import LockTimeout, source_tree_lock
+from source_tree_lock import source_tree_lock
 
 __all__ = ["lock_file"]  # a fixture
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="asks /proc"),
     pytest.mark.usefixtures("no_leaks"),
 ]
-
-
-@pytest.mark.parametrize("timeout", [None, 60])
-def test_a_free_tree_costs_no_thread_no_sleep_and_no_log(
-    timeout: float | None,
-    tree: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("a free tree needs none of this")
-
-    async def main() -> None:
-        monkeypatch.setattr(asyncio, "sleep", never)
-        async with source_tree_lock(tree, timeout=timeout):
-            pass
-
-    monkeypatch.setattr(time, "sleep", never)
-    monkeypatch.setattr(threading, "Thread", never)
-    with source_tree_lock(tree, timeout=timeout):
-        pass
-    asyncio.run(main())
-    assert [record for record in caplog.records if record.name == "source_tree_lock"] == []
 
 
 def sleeps_for(seconds: float, pid: int) -> bool:
@@ -90,19 +65,10 @@ INTERRUPTED = """
 import json
 from source_tree_lock import _deadlocks, _handover, _wait
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-def wait():
-    try:
-        {}
-    except KeyboardInterrupt:
-        tell("interrupted")
-wait()
-heard()
-def is_open(path):  # its thread may be about to close what it was granted for nobody
-    return path in [os.path.realpath(f"{{fds}}/{{each}}") for each in os.listdir(fds)]
-fds = "/proc/self/fd"
-while is_open(os.path.realpath(tree)):
-    time.sleep(0.001)
-tell("left nothing open")
+try:
+    {}
+except KeyboardInterrupt:
+    tell("interrupted")
 heard()
 """
 
@@ -112,10 +78,7 @@ heard()
 def test_ctrl_c_ends_a_wait_at_once_and_leaves_nothing_locked(
     wait: str, blocked_by: str, tree: Path, lock_file: Path
 ) -> None:
-    with (
-        holding(tree, blocked_by) as holder,
-        Child(script(wait, INTERRUPTED), tree) as waiter,
-    ):
+    with holding(tree, blocked_by) as holder, Child(script(wait, INTERRUPTED), tree) as waiter:
         wait_until_asleep(waiter.pid)
         waiter.process.send_signal(signal.SIGINT)
         waiter.expect("interrupted")
@@ -124,46 +87,24 @@ def test_ctrl_c_ends_a_wait_at_once_and_leaves_nothing_locked(
         holder.say()
         holder.expect("released")
         wait_until(lambda: is_free(lock_file) and is_free(tree))
-        waiter.say()
-        waiter.expect("left nothing open")
-
-
-def test_giving_up_the_wait_for_the_tree_releases_the_lock_file_at_once(
-    tree: Path, lock_file: Path
-) -> None:
-    async def main() -> None:
-        with pytest.raises(LockTimeout):
-            await source_tree_lock(tree, timeout=0.1).__aenter__()
-
-    with holding(tree, "tree"):
-        assert not source_tree_lock(tree).acquire(timeout=0.1)
-        assert is_free(lock_file)
-        asyncio.run(main())
-        assert is_free(lock_file)
-        assert not has_queue(lock_file)
 
 
 @each_lock
-@pytest.mark.parametrize("is_turned", [False, True])
 def test_a_symlink_is_followed_to_where_it_leads_when_the_wait_is_over(
-    is_turned: bool, blocked_by: str, tree: Path
+    blocked_by: str, tree: Path
 ) -> None:
     link, other = tree.parent / "link", tree.parent / "other"
     other.mkdir()
     link.symlink_to(tree)
 
-    def look() -> None:
-        held, free = (other, tree) if is_turned else (tree, other)
-        assert not is_free(held)
-        assert is_free(free)
-        assert is_free(source_tree_lock(free).lock_file)
+    def look() -> list[bool]:
+        return [is_free(each) for each in (other, tree, source_tree_lock(tree).lock_file)]
 
     with holding(tree, blocked_by) as holder, ThreadPoolExecutor(1) as pool:
         entered = pool.submit(source_tree_lock(link)(look))
         wait_until_blocked(os.getpid())
-        if is_turned:
-            link.unlink()
-            link.symlink_to(other)
+        link.unlink()
+        link.symlink_to(other)
         holder.say()
         holder.expect("released")
-        entered.result(LIMIT)
+        assert entered.result(LIMIT) == [False, True, True]

@@ -33,16 +33,8 @@ def _acquire(tree: Path, body: Body, **options: Any) -> None:
         lock.release()
 
 
-def _decorator(tree: Path, body: Body, **options: Any) -> None:
-    source_tree_lock(tree, **options)(body)()
-
-
 def _decorator_of_arguments(tree: Path, body: Body, **options: Any) -> None:
-    @source_tree_lock(lambda path: path, **options)
-    def build(path: Path) -> None:
-        body()
-
-    build(tree)
+    source_tree_lock(lambda path: path, **options)(lambda path: body())(tree)
 
 
 def _async_with(tree: Path, body: Body, **options: Any) -> None:
@@ -54,11 +46,10 @@ def _async_with(tree: Path, body: Body, **options: Any) -> None:
 
 
 def _async_decorator(tree: Path, body: Body, **options: Any) -> None:
-    @source_tree_lock(tree, **options)
     async def main() -> None:
         body()
 
-    asyncio.run(main())
+    asyncio.run(source_tree_lock(tree, **options)(main)())
 
 
 def _runner(tree: Path, body: Body, **options: Any) -> None:
@@ -72,7 +63,7 @@ def _hooks(tree: Path, body: Body, **options: Any) -> None:
 WAYS: dict[str, Way] = {
     "with": _with,
     "acquire": _acquire,
-    "decorator": _decorator,
+    "decorator": lambda tree, body, **options: source_tree_lock(tree, **options)(body)(),
     "decorator of arguments": _decorator_of_arguments,
     "async with": _async_with,
     "async decorator": _async_decorator,
