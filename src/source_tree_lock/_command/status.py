@@ -43,7 +43,7 @@ def status(options: Namespace) -> int:
             {
                 "pid": pid,
                 "program": program_of(pid),
-                "working_directory": _working_directory_of(pid),
+                "working_directory": _directory_of(pid),
             }
             for pid in _waiting_for(lock)
         ],
@@ -57,11 +57,11 @@ def status(options: Namespace) -> int:
 
 def _facts_of(holder: Holder) -> dict[str, object]:
     facts = {name: getattr(holder, name) for name in ("pid", "program", "user", "host", "since")}
-    directory = _working_directory_of(holder.pid) if holder.is_local else None
+    directory = _directory_of(holder.pid) if holder.is_local else None
     return {**facts, "stopped": holder.is_stopped, "working_directory": directory}
 
 
-def _working_directory_of(pid: int) -> str | None:
+def _directory_of(pid: int) -> str | None:
     with suppress(OSError):  # it has ended, or belongs to another user
         return os.readlink(f"{PROC}/{pid}/cwd")
     return None
