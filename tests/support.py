@@ -118,13 +118,10 @@ class Child(Teller):
         **options: Any,  # of subprocess.Popen
     ) -> None:
         code = PRELUDE + textwrap.dedent(script)
-        self.process: subprocess.Popen[bytes] = subprocess.Popen(
-            [*prefix, sys.executable, "-c", code, *map(str, arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **(environ or {})},
-            **options,
-        )
+        options |= {"env": {**os.environ, **(environ or {})}, "stdin": subprocess.PIPE}
+        command = [*prefix, sys.executable, "-c", code, *map(str, arguments)]
+        process: Any = subprocess.Popen(command, stdout=subprocess.PIPE, **options)
+        self.process: subprocess.Popen[bytes] = process
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._input = self.process.stdin

@@ -20,7 +20,7 @@ from source_tree_lock import SourceTreeLock, adapters
 PACKAGE = "source_tree_lock"
 
 #: Each part may import itself and those before it, and nothing else of the library.
-LOWEST_FIRST = """
+LOWEST_FIRST: list[str] = """
     _hook_names
     _system
     _holder  errors  _kernel_lock  _digest  _paths  _record  _hold  _proc

@@ -128,16 +128,16 @@ class Target:
     @contextmanager
     def sent(self, member: Member, fault: Fault[_T_co]) -> Iterator[_T_co]:
         """Tell a child to go, with a fault in force; gives what the fault gives."""
+        is_late = self.attack == _AFTER
         with ExitStack() as stack:
-            if self.attack != _AFTER:
-                result = stack.enter_context(fault(member))
+            results = [] if is_late else [stack.enter_context(fault(member))]
             with self.lock if self.attack != _FREE else nullcontext():
                 member.say("go")
                 if self.attack != _FREE:
                     wait_until_blocked_or_tells(member)
-                if self.attack == _AFTER:
-                    result = stack.enter_context(fault(member))
-            yield result
+                if is_late:
+                    results = [stack.enter_context(fault(member))]
+            yield results[0]
 
     def one_round(self, member: Member) -> str:
         """Whether it got in; if so, it is seen from outside, and sent out again."""
