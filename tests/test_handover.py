@@ -443,6 +443,16 @@ def test_a_handed_hold_is_believed_from_a_namespace_or_with_another_temporary_di
             assert not is_let_in(tree, handed, prefix=prefix), "siblings take turns"
 
 
+def test_a_handed_hold_is_believed_where_the_lock_directory_is_a_symbolic_link(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(new_directory(tmp_path / "real"))
+    monkeypatch.setenv("SOURCE_TREE_LOCK_DIR", str(tmp_path / "link"))
+    with source_tree_lock(tree) as lock:
+        assert is_let_in(tree, lock.environ)
+        assert not is_let_in(tree, {})
+
+
 def test_a_child_with_a_temporary_directory_of_its_own_at_the_same_path_is_kept_out(
     tree: Path, outer: Child, temp_dir: Path
 ) -> None:

@@ -7,7 +7,7 @@ import graphlib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from source_tree_lock import SourceTreeLock, adapters
 PACKAGE = "source_tree_lock"
 
 #: Each part may import itself and those before it, and nothing else of the library.
-LOWEST_FIRST: list[str] = """
+LOWEST_FIRST: Sequence[str] = """
     _hook_names
     _system
     _holder  errors  _kernel_lock  _digest  _paths  _record  _hold  _proc

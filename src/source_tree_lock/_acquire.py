@@ -154,11 +154,11 @@ class Entry:
                     return True
                 self.hold = None
             if self.outer is not None:
-                place = self.outer.inner_place()
+                self.place = self.outer.inner_place()
             else:
-                place = _paths.place_of(tree.path, self.request.digest, self.request.lock_dir)
-            self.place = place
-            if self._try_locks(tree, place):
+                options = self.request
+                self.place = _paths.place_of(tree.path, options.digest, options.lock_dir)
+            if self._try_locks(tree, self.place):
                 if self._is_in_place(tree):
                     return self._register(tree)
                 self.outer, self.looks_for_outer = None, True

@@ -119,8 +119,7 @@ class Hold:
 
     def lasts(self) -> bool:
         """Whether this process holds it: not once it is over, nor in a forked child."""
-        with guard:
-            return bool(self.entries) and _holds.get(self.tree.identity) is self
+        return hold_of(self.tree.identity) is self
 
     def register(self) -> bool:
         """Have this process hold the tree; false if another owner of it does."""

@@ -52,20 +52,15 @@ class FromEnvironment:
 FROM_ENVIRONMENT = FromEnvironment()
 
 
-#: The keyword arguments of `SourceTreeLock`, for functions that pass them on. Written as a call,
-#: because the annotations of a class would be compiled one by one at each import.
-LockOptions = TypedDict(  # noqa: UP013
-    "LockOptions",
-    {
-        "timeout": float | FromEnvironment | None,
-        "digest": Digest,
-        "lock_dir": AnyPath | None,
-        "on_wait": Callable[[Wait], object] | None,
-        "while_waiting": Callable[[Wait], object] | None,
-        "after_wait": Callable[[Wait], object] | None,
-    },
-    total=False,
-)
+class LockOptions(TypedDict, total=False):
+    """The keyword arguments of `SourceTreeLock`, for functions that pass them on."""
+
+    timeout: float | FromEnvironment | None
+    digest: Digest
+    lock_dir: AnyPath | None
+    on_wait: Callable[[Wait], object] | None
+    while_waiting: Callable[[Wait], object] | None
+    after_wait: Callable[[Wait], object] | None
 
 
 class SourceTreeLock:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 
@@ -323,11 +323,8 @@ def _create(path: str) -> None:
 
 def _make(path: str) -> None:
     lock = KernelLock(path, READ_WRITE | os.O_CREAT | os.O_EXCL)
-    try:
-        with suppress(OSError):  # vfat has no modes
-            _system.let_everybody_lock(lock.fileno())
-    finally:
-        lock.close()
+    with closing(lock), suppress(OSError):  # vfat has no modes
+        _system.let_everybody_lock(lock.fileno())
 
 
 # File systems
@@ -368,10 +365,8 @@ def is_locked(path: str) -> bool:
         if error.errno in _NO_FILE or isinstance(error, BlockingIOError):
             return False  # a lease is no lock
         raise unavailable(error, path, errors.OPEN_LOCK_FILE) from error
-    try:
+    with closing(lock):
         return not try_lock(lock)
-    finally:
-        lock.close()
 
 
 def is_smb(lock: KernelLock) -> bool:

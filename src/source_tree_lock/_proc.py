@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import NamedTuple
 
 from . import _system
@@ -168,11 +168,8 @@ def is_tree_held(lock_file: str, tree: str) -> bool:
         return True
     if kernel_holders(identity_at(tree)) != [None]:
         return True
-    found = open_tree(tree)
-    try:
+    with closing(open_tree(tree)) as found:
         return not found.try_lock()
-    finally:
-        found.close()
 
 
 def is_held(path: str) -> bool:
