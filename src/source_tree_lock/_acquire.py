@@ -13,38 +13,19 @@ import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from . import _paths
 from ._hold import Hold, Owner, hold_of
 from ._holder import Wait, is_info_logged
 from ._kernel_lock import Identity, KernelLock, guard, in_child
-from ._paths import AnyPath, Digest, Place, Tree
+from ._paths import AnyPath, Place, Tree
 from ._record import blank_record, write_record
 from .errors import REFUSED, LockTimeout, LockUnavailable, NoLockFile, unavailable
 
 if TYPE_CHECKING:
     from ._handover import Outer
     from ._wait import Pause, Report, Waiting
-
-
-class Request(NamedTuple):
-    """How a tree is entered. The arguments are those of `SourceTreeLock`.
-
-    Attributes:
-        for_children: whether the tree is held only on behalf of child processes.
-    """
-
-    digest: Digest
-    lock_dir: AnyPath | None
-    on_wait: Callable[[Wait], object] | None
-    while_waiting: Callable[[Wait], object] | None
-    after_wait: Callable[[Wait], object] | None
-    for_children: bool
-
-    def callbacks(self) -> tuple[object, ...]:
-        """The three callbacks."""
-        return self.on_wait, self.while_waiting, self.after_wait
 
 
 #: What has been said of the waits of each owner, by tree: a loop of short attempts is one wait.
@@ -58,9 +39,11 @@ class Entry:
 
     Attributes:
         path: the path of the source tree as it was given.
-        request: how it is entered.
+        place_of: gives the place of the lock file for a canonical path.
+        callbacks: `on_wait`, `while_waiting` and `after_wait`.
         owner: who enters.
         is_async: whether it waits in a task, and not in its thread.
+        for_children: whether the tree is held only on behalf of child processes.
         started: when it began, by `time.monotonic`.
         deadline: when its time is up; infinite if it has no limit.
         hold: what was entered, once it was.
@@ -74,12 +57,21 @@ class Entry:
     """
 
     def __init__(
-        self, path: AnyPath, request: Request, seconds: float | None, *, is_async: bool
+        self,
+        path: AnyPath,
+        place_of: Callable[[str], Place],
+        callbacks: tuple[Callable[[Wait], object] | None, ...],
+        seconds: float | None,
+        *,
+        is_async: bool,
+        for_children: bool,
     ) -> None:
         self.path = path
-        self.request = request
+        self.place_of = place_of
+        self.callbacks = callbacks
         self.owner = Owner()
         self.is_async = is_async
+        self.for_children = for_children
         self.started = time.monotonic()
         self.deadline = self.started + (float("inf") if seconds is None else seconds)
         self.hold: Hold | None = None
@@ -156,8 +148,7 @@ class Entry:
             if self.outer is not None:
                 self.place = self.outer.inner_place()
             else:
-                options = self.request
-                self.place = _paths.place_of(tree.path, options.digest, options.lock_dir)
+                self.place = self.place_of(tree.path)
             if self._try_locks(tree, self.place):
                 if self._is_in_place(tree):
                     return self._register(tree)
@@ -185,7 +176,7 @@ class Entry:
         # then sees another token, and does not enter; one that has entered is seen below.
         if self.file is not None and not self._token:
             with suppress(OSError):
-                self._token = write_record(self.file, for_children=self.request.for_children)
+                self._token = write_record(self.file, for_children=self.for_children)
         return self._is_free_below()
 
     def _try_file(self, place: Place) -> bool:

@@ -7,10 +7,11 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypedDict, TypeVar
 
-from ._acquire import Entry, Request
+from ._acquire import Entry
 from ._digest import cache_digest
 from ._hold import Hold, Owner, current_hold, environ_of, running_task
 from ._holder import Holder, Wait
@@ -116,9 +117,8 @@ class SourceTreeLock:
         _check_callback(after_wait, "after_wait")
         self._path = path
         self._timeout = timeout
-        self._request = Request(
-            digest, lock_dir, on_wait, while_waiting, after_wait, self._for_children
-        )
+        self._place_of = partial(place_of, digest=digest, lock_dir=lock_dir)
+        self._callbacks = (on_wait, while_waiting, after_wait)
         #: In the order in which they were entered; used under `guard`.
         self._entries: list[Entry] = []
 
@@ -234,7 +234,8 @@ class SourceTreeLock:
         return is_entered
 
     def _new_entry(self, seconds: float | None, *, is_async: bool) -> Entry:
-        entry = Entry(self._fixed_path(), self._request, seconds, is_async=is_async)
+        options = {"is_async": is_async, "for_children": self._for_children}
+        entry = Entry(self._fixed_path(), self._place_of, self._callbacks, seconds, **options)
         with guard:
             # Before it enters: `__del__` then leaves it, wherever it was interrupted.
             self._entries.append(entry)
@@ -363,7 +364,7 @@ class SourceTreeLock:
             return hold.tree, inner_lock_file(hold.base, hold.level)
         tree = open_tree(self._fixed_path())
         tree.close()
-        return tree, place_of(tree.path, self._request.digest, self._request.lock_dir).path
+        return tree, self._place_of(tree.path).path
 
     def _fixed_path(self) -> AnyPath:
         if callable(self._path):

@@ -24,7 +24,7 @@ from ._system import DIRECTORY, HAS_QUEUE, SAFE
 from .errors import LockTimeout, NoLockFile
 
 if TYPE_CHECKING:
-    from ._acquire import Entry, Request
+    from ._acquire import Entry
 
 #: How often `while_waiting` is called, in seconds.
 TICK = 0.25
@@ -78,11 +78,11 @@ class Report:
         ended: when the last attempt ended.
     """
 
-    def __init__(self, request: Request, started: float) -> None:
+    def __init__(self, entry: Entry) -> None:
         self.holder: Holder | None = None
-        self.callbacks = request.callbacks()
-        self.started = started
-        self.next_tick = _NEVER if request.while_waiting is None else started + TICK
+        _, while_waiting, _ = self.callbacks = entry.callbacks
+        self.started = started = entry.started
+        self.next_tick = _NEVER if while_waiting is None else started + TICK
         self.next_check = started + CHECK_AFTER
         self.next_warning = _NEVER if any(self.callbacks) else started + WARN_AFTER
         self.is_deadlock_warned = False
@@ -101,11 +101,12 @@ class Waiting:
         self._entry = entry
         self._nap = _FIRST_NAP
         self._holder: Holder | None = None
-        self._report = Report(entry.request, entry.started)
+        self._report = Report(entry)
+        self._on_wait, self._while_waiting, self._after_wait = entry.callbacks
 
     def begin(self) -> None:
         """Refuse a wait that cannot end; else report it, once in a loop of short attempts."""
-        entry, request = self._entry, self._entry.request
+        entry = self._entry
         with guard:
             _deadlocks.waiting.add(entry)
         _deadlocks.refuse_endless_wait(entry, is_green=green_sleep() is not None)
@@ -119,8 +120,8 @@ class Waiting:
             logger().info("%s", self._wait())
         if self._holder is not None:
             _deadlocks.warn_of_ancestor(entry.tree.path, self._holder)
-        if request.on_wait is not None:
-            request.on_wait(self._wait())
+        if self._on_wait is not None:
+            self._on_wait(self._wait())
 
     def pauses(self) -> Generator[Pause, None, None]:
         """Give what to wait for until the next attempt, and for how long at most."""
@@ -151,8 +152,8 @@ class Waiting:
 
     def report_end(self) -> None:
         """The tree is held: report that the wait is over."""
-        if self._entry.request.after_wait is not None:
-            self._entry.request.after_wait(self._wait())
+        if self._after_wait is not None:
+            self._after_wait(self._wait())
 
     def _new_turn(self) -> Turn | None:
         """A turn for a queue; ``None`` where there is none for what is waited for."""
@@ -209,7 +210,7 @@ class Waiting:
         That is so if an ancestor holds the tree for us, or the path leads to another tree by now.
         Else the caller keeps its place in the queue.
         """
-        now, report, request = time.monotonic(), self._report, self._entry.request
+        now, report = time.monotonic(), self._report
         tries_again = False
         if now >= report.next_check:
             waited = now - report.started
@@ -221,10 +222,10 @@ class Waiting:
             report.next_warning = _NEVER
             self._holder = self._find_holder()
             logger().warning("%s", self._wait())
-        if request.while_waiting is not None and now >= report.next_tick:
+        if self._while_waiting is not None and now >= report.next_tick:
             self._holder = self._find_holder()
             report.next_tick = now + TICK
-            request.while_waiting(self._wait())
+            self._while_waiting(self._wait())
         return tries_again
 
     def _wait(self) -> Wait:
