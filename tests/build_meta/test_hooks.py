@@ -25,7 +25,6 @@ from support import (
 )
 
 from source_tree_lock import build_meta, source_tree_lock
-from source_tree_lock._hook_names import HOOK_NAMES
 
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="what a hook sees is told by flock(2)"),
@@ -33,6 +32,11 @@ pytestmark = [
 ]
 
 BACKEND = "source_tree_lock.build_meta"
+HOOK_NAMES = [
+    f"{each}_{kind}"
+    for each in ("build", "get_requires_for_build", "prepare_metadata_for_build")
+    for kind in ("editable", "sdist", "wheel")
+]
 SETUPTOOLS = importlib.import_module("setuptools.build_meta")  # which has no types
 
 

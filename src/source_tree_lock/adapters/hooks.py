@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from .. import AnyPath, LockOptions, SourceTreeLock
-from .._hook_names import HOOK_NAMES
 from .._lock import LockForChildren
 from ._new_in_python_3_11 import Unpack
 from .messages import Say, prepare_options, redirect_messages
@@ -16,6 +15,16 @@ from .runner import run_hook
 from .which_trees import Rule, is_setuptools
 
 Hooks = TypeVar("Hooks")
+
+#: Those of PEP 517 and PEP 660. `metadata_from_built` is pyproject_api's way to get the metadata of a
+#: backend that has no hook for it: it builds a wheel.
+_HOOK_NAMES = frozenset(
+    """
+    build_editable build_sdist build_wheel
+    get_requires_for_build_editable get_requires_for_build_sdist get_requires_for_build_wheel
+    prepare_metadata_for_build_editable prepare_metadata_for_build_wheel metadata_from_built
+    """.split()
+)
 
 
 def locked_hooks(
@@ -54,9 +63,7 @@ def locked_hooks(
     """
     options = prepare_options(lock_options, say)
 
-    # `metadata_from_built` is pyproject_api's way to get the metadata of a backend that has no
-    # hook for it: it builds a wheel.
-    names = HOOK_NAMES.union(["metadata_from_built"], also)
+    names = _HOOK_NAMES.union(also)
 
     def get(owner: Any, name: str) -> Any:
         hook = getattr(owner, name)

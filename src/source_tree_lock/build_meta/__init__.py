@@ -30,13 +30,14 @@ from typing import Any
 
 from .._hold import current_hold
 from .._holder import Wait, in_words
-from .._hook_names import HOOK_NAMES
 from .._kernel_lock import READ_WRITE, KernelLock
 from .._lock import source_tree_lock
 from .._record import SIZE, read, write
 from .._system import RECORD_START
 from ..errors import SourceTreeLockError
 
+#: How the names of hooks begin (PEP 517 and PEP 660).
+_HOOKS = ("build_", "get_requires_for_build_", "prepare_metadata_for_build_")
 #: Tells the builds that a hook starts in the same tree who keeps the marks: those of this file.
 _MARKED_VARIABLE = "SOURCE_TREE_LOCK_MARKED"
 #: How many marks stand behind the record in the lock file, a byte each.
@@ -55,10 +56,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r} ({hint})")
     backend = importlib.import_module("setuptools.build_meta")
     value = getattr(backend, name)
-    if name in HOOK_NAMES:
+    if name.startswith(_HOOKS):
         value = _locked(value)
     elif name == "__legacy__":
-        hooks = [each for each in HOOK_NAMES if hasattr(value, each)]
+        hooks = [each for each in dir(value) if each.startswith(_HOOKS)]
         value = types.SimpleNamespace(**{each: _locked(getattr(value, each)) for each in hooks})
     return globals().setdefault(name, value)
 
