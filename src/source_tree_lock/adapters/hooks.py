@@ -16,7 +16,7 @@ from .which_trees import Rule, is_setuptools
 
 Hooks = TypeVar("Hooks")
 
-#: Those of PEP 517 and PEP 660. `metadata_from_built` is pyproject_api's way to get the metadata of a
+#: Those of PEP 517 and PEP 660. `metadata_from_built` is how pyproject_api gets the metadata of a
 #: backend that has no hook for it: it builds a wheel.
 _HOOK_NAMES = frozenset(
     """
