@@ -256,7 +256,8 @@ def open_lock_file(place: Place) -> KernelLock:
                 os.makedirs(directory)
             except OSError as error:
                 # What existed may be gone by now; then try again.
-                if not isinstance(error, FileExistsError) or os.path.islink(directory):
+                is_there = os.path.lexists(directory) and not os.path.isdir(directory)
+                if is_there or not isinstance(error, FileExistsError):
                     raise _unavailable(place, error, is_missing=True) from error
     raise replaced_too_often(place.path)
 
