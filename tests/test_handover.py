@@ -79,11 +79,19 @@ HAND_OVER = """
 #: Holds a tree and runs a command on behalf of that. Arguments: how, the tree, the command.
 FRONTEND = """
 import os, subprocess, sys
+from types import SimpleNamespace
 from source_tree_lock import source_tree_lock
+from source_tree_lock.adapters import locked_hooks, locked_runner
 how, tree, *command = sys.argv[1:]
-with source_tree_lock(tree) as lock:
-    passed = lock.pass_fds if how == "pass_fds" else ()
-    subprocess.run(command, check=True, env={**os.environ, **lock.environ}, pass_fds=passed)
+if how == "locked_runner":
+    locked_runner(when=lambda _: True)(command, tree)
+elif how == "locked_hooks":
+    hooks = SimpleNamespace(build_wheel=lambda: subprocess.run(command, check=True))
+    locked_hooks(hooks, tree, when=lambda _: True).build_wheel()
+else:
+    with source_tree_lock(tree) as lock:
+        passed = lock.pass_fds if how == "pass_fds" else ()
+        subprocess.run(command, check=True, env={**os.environ, **lock.environ}, pass_fds=passed)
 """
 #: A program that locks a file and runs a command in a directory, as uv does.
 FAKE_UV = f"""#!{PYTHON}
@@ -162,7 +170,9 @@ def turns(directory: Path) -> int:
 @pytest.mark.parametrize(
     "outermost",
     [
-        *("environ", "pass_fds", "run", "environ, environ", "run, pass_fds, environ"),
+        *("environ", "pass_fds", "locked_runner", "run", "environ, environ"),
+        "run, pass_fds, locked_runner",
+        pytest.param("locked_hooks, env -i", marks=needs_proc_locks),
         pytest.param("run, env -i, run, env -i", marks=needs_proc_locks),
         pytest.param("uv", marks=needs_proc_locks),
         pytest.param("uv, environ", marks=needs_proc_locks),
