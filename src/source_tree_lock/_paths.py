@@ -256,8 +256,8 @@ def open_lock_file(place: Place) -> KernelLock:
                 os.makedirs(directory)
             except OSError as error:
                 # What existed may be gone by now; then try again.
-                is_there = os.path.lexists(directory) and not os.path.isdir(directory)
-                if is_there or not isinstance(error, FileExistsError):
+                is_other = os.path.isfile(directory) or os.path.islink(directory)
+                if is_other or not isinstance(error, FileExistsError):
                     raise _unavailable(place, error, is_missing=True) from error
     raise replaced_too_often(place.path)
 
