@@ -62,7 +62,9 @@ def alone(tree: str) -> Iterator[None]:
 
 def is_running(pid: str) -> bool:
     with suppress(OSError), open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] not in "ZX"
+        fields = file.read().rpartition(")")[2].split()
+        # One that was killed has released its locks before it is a zombie (PF_EXITING).
+        return fields[0] not in "ZX" and not int(fields[6]) & 4
     return False
 
 
