@@ -60,7 +60,13 @@ def run_at_once(tree: Path, commands: list[Command], **environ: str) -> None:
     finish(*processes)
 
 
-@pytest.mark.parametrize("script", [*FRONTENDS, "build_script.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        *("build_script.py", FRONTENDS[0]),
+        *(pytest.param(each, marks=pytest.mark.long) for each in FRONTENDS[1:]),
+    ],
+)
 def test_each_example_waits_for_the_tree_and_builds_right_archives(
     tree: Path, tmp_path: Path, script: str, long_run: bool
 ) -> None:
@@ -110,7 +116,11 @@ set_env = PYTHONPATH = {path}
 
 @pytest.mark.parametrize(
     ("package", "backend"),
-    [("wheel", OURS), ("editable", OURS), ("wheel", "setuptools.build_meta")],
+    [
+        ("wheel", OURS),
+        pytest.param("editable", OURS, marks=pytest.mark.long),
+        pytest.param("wheel", "setuptools.build_meta", marks=pytest.mark.long),
+    ],
 )
 def test_two_tox_runs_at_once_pass(tree: Path, tmp_path: Path, package: str, backend: str) -> None:
     """With setuptools' own backend, it is the plugin that locks."""

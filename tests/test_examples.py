@@ -163,7 +163,9 @@ def test_a_frontend_limits_the_time_of_all_its_waits(tree: Path) -> None:
 # Projects
 
 
-@pytest.mark.parametrize("name", ["in_tree_backend", "setup_step"])
+@pytest.mark.parametrize(
+    "name", ["in_tree_backend", pytest.param("setup_step", marks=pytest.mark.long)]
+)
 def test_a_project_waits_for_its_tree_and_builds_right_wheels_under_every_frontend(
     tmp_path: Path, name: str
 ) -> None:

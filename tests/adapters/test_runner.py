@@ -71,14 +71,15 @@ signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"no\\n"))
 
 @pytest.mark.parametrize(
     ("hook", "interrupts"),
-    [(ENDS, 1), (REFUSES_TO_END, 2), (REFUSES_TO_END, 1)],
-    ids=["obedient", "killed by a second interrupt", "killed after 5 seconds"],
+    [
+        pytest.param(ENDS, 1, id="obedient"),
+        pytest.param(REFUSES_TO_END, 2, id="killed by a second interrupt"),
+        pytest.param(REFUSES_TO_END, 1, id="killed after 5 seconds", marks=pytest.mark.long),
+    ],
 )
 def test_an_interruption_ends_the_command_before_the_tree_is_free(
-    tree: Path, hook: str, interrupts: int, long_run: bool
+    tree: Path, hook: str, interrupts: int
 ) -> None:
-    if hook == REFUSES_TO_END and interrupts == 1 and not long_run:
-        pytest.skip("takes 5 seconds: --long")
     with Child(INTERRUPTED, tree, hook) as frontend:
         frontend.expect("alive")
         os.kill(frontend.pid, signal.SIGINT)

@@ -160,7 +160,14 @@ def test_what_a_killed_build_of_each_hook_left_spoils_no_archive_and_is_all_in_t
     assert "source-tree-lock" not in (project.tree.parent / "seen").read_text(), "a mark"
 
 
-@pytest.mark.parametrize("hook", ["build_wheel", "build_sdist", "get_requires_for_build_wheel"])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "build_wheel",
+        pytest.param("build_sdist", marks=pytest.mark.long),
+        pytest.param("get_requires_for_build_wheel", marks=pytest.mark.long),
+    ],
+)
 def test_a_build_that_is_killed_at_any_file_spoils_none(
     project: Project, hook: str, long_run: bool
 ) -> None:

@@ -79,7 +79,9 @@ def test_in_tree_backends_find_public_names_and_no_class_that_would_not_lock(
         _ = build_meta._BuildMetaBackend
 
 
-@pytest.mark.parametrize("name", [BACKEND, f"{BACKEND}:__legacy__"])
+@pytest.mark.parametrize(
+    "name", [BACKEND, pytest.param(f"{BACKEND}:__legacy__", marks=pytest.mark.long)]
+)
 def test_every_hook_runs_under_the_lock(tree: Path, tmp_path: Path, name: str) -> None:
     witness = Witness(tree)
     write_project(tree, witness.setup)

@@ -112,16 +112,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"bin": f"{directory}/bin", "site": str(site), "python": sys.executable}
 
 
+@pytest.mark.long
 @pytest.mark.once
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("freezer", FREEZERS)
 def test_a_frozen_program_can_lock(
-    freezer: str, long_run: bool, request: pytest.FixtureRequest, tmp_path: Path
+    freezer: str, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not long_run:
-        pytest.skip("only with --long: it installs and runs a whole freezer")
-    names = request.getfixturevalue("environment")
-    monkeypatch = request.getfixturevalue("monkeypatch")
+    names = environment
     sh(f"{names['bin']}/python -m pip install -q {freezer}", tmp_path)
     for variable in ("SHIV_ROOT", "PEX_ROOT", "PYINSTALLER_CONFIG_DIR"):
         monkeypatch.setenv(variable, str(tmp_path / "cache"))
