@@ -63,8 +63,11 @@ def run_at_once(tree: Path, commands: list[Command], **environ: str) -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        *("build_script.py", FRONTENDS[0]),
-        *(pytest.param(each, marks=pytest.mark.long) for each in FRONTENDS[1:]),
+        FRONTENDS[0],
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in (*FRONTENDS[1:], "build_script.py")
+        ),
     ],
 )
 def test_each_example_waits_for_the_tree_and_builds_right_archives(

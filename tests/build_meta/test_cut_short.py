@@ -190,6 +190,7 @@ def test_a_build_that_is_killed_at_any_file_spoils_none(
 OTHER_PYTHON = "import sys\nsys.implementation.cache_tag = 'other-99'\n"
 
 
+@pytest.mark.long
 def test_each_python_builds_anew_what_it_was_killed_in(project: Project) -> None:
     """Each builds extensions in directories of its own."""
     alone, _ = project.build()
