@@ -65,6 +65,7 @@ def test_a_build_is_right_only_if_it_left_one_wheel_with_the_expected_content(
     assert tally.is_perfect() is is_right
 
 
+@pytest.mark.long
 def test_a_build_that_fails_under_the_lock_makes_the_main_job_fail_and_say_so(
     job: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
