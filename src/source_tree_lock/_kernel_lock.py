@@ -35,7 +35,7 @@ class KernelLock:
     """A descriptor and, once it is granted, the exclusive lock on what it leads to.
 
     Attributes:
-        path: where it was opened.
+        path: where it was opened; that of a tree is canonical.
         status: what it led to then.
         identity: its device and inode.
         held: whether the kernel granted the lock.

@@ -184,7 +184,10 @@ def is_held(path: str) -> bool:
 
 
 def identity_at(path: str, call: Callable[[str], os.stat_result] = os.lstat) -> Identity | None:
-    """Device and inode of what is at a path itself; ``None`` where that cannot be seen."""
+    """Device and inode of what is at a path itself; ``None`` where that cannot be seen.
+
+    With ``os.stat``: of what the path leads to.
+    """
     with suppress(OSError, ValueError):
         return leads_to(path, call)
     return None

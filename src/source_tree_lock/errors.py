@@ -74,7 +74,7 @@ OPEN_TREE = {
     **dict.fromkeys(_NO_ACCESS, "the source tree cannot be opened; get the right to read it"),
 }
 REFUSED = {
-    **_TOO_MANY,
+    **_TOO_MANY,  # of opening the tree, or of a late import, during a wait
     0: (
         "the file system refuses to lock it; mount it so that flock works (Lustre: -o flock), or "
         f"{_ELSEWHERE}"
