@@ -22,7 +22,7 @@ PACKAGE = "source_tree_lock"
 #: Each part may import itself and those before it, and nothing else of the library.
 LOWEST_FIRST: Sequence[str] = """
     _system
-    _holder  errors  _kernel_lock  _digest  _paths  _record  _hold  _proc
+    errors  _kernel_lock  _digest  _paths  _record  _holder  _hold  _proc
     _handover  _queue  _deadlocks  _wait
     _acquire  _decorator  _lock
     __init__  adapters  build_meta  _command  plugins  __main__

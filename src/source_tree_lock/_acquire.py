@@ -9,6 +9,7 @@ another lock file instead of the two. Nobody enters without a lock.
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections.abc import Callable, Generator
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from . import _paths
 from ._hold import Hold, Owner, hold_of
-from ._holder import Wait, is_info_logged
 from ._kernel_lock import Identity, KernelLock, guard, in_child
 from ._paths import AnyPath, Place, Tree
 from ._record import blank_record, write_record
@@ -25,6 +25,7 @@ from .errors import REFUSED, LockTimeout, LockUnavailable, NoLockFile, unavailab
 
 if TYPE_CHECKING:
     from ._handover import Outer
+    from ._holder import Wait
     from ._wait import Pause, Report, Waiting
 
 
@@ -63,8 +64,8 @@ class Entry:
         callbacks: tuple[Callable[[Wait], object] | None, ...],
         seconds: float | None,
         *,
-        is_async: bool,
-        for_children: bool,
+        is_async: bool = False,
+        for_children: bool = False,
     ) -> None:
         self.path = path
         self.place_of = place_of
@@ -222,7 +223,7 @@ class Entry:
             return False
         if self.file is not None:
             return self.file.is_in_place() and (self.outer is None or self.outer.lasts())
-        if is_info_logged():
+        if _paths.is_info_logged():
             what = "Source tree %r is locked by itself alone, which uv does not see: %s."
             _paths.log_once(_paths.INFO, what, tree.path, str(self._no_file))
         return True
@@ -295,3 +296,38 @@ class Entry:
     def is_entered(self) -> bool:
         """Whether it entered and was not left."""
         return self.hold is not None and self in self.hold.entries
+
+
+# The limit of a wait
+
+
+def check_timeout(seconds: float | None, name: str) -> None:
+    """Refuse what is no number of seconds.
+
+    Raises:
+        TypeError, ValueError: it is not; the message begins with ``name``.
+    """
+    if seconds is None:
+        return
+    if not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
+    if not seconds >= 0:  # neither negative nor NaN
+        raise ValueError(f"{name} must be a non-negative number of seconds, not {seconds!r}")
+
+
+def timeout_of_environment() -> float | None:
+    """``SOURCE_TREE_LOCK_TIMEOUT``, in seconds; ``None`` if it is not set.
+
+    Raises:
+        ValueError: it is no number of seconds.
+    """
+    text = os.environ.get("SOURCE_TREE_LOCK_TIMEOUT")
+    if not text:
+        return None
+    name = "SOURCE_TREE_LOCK_TIMEOUT in the environment"
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number of seconds, not {text!r}") from None
+    check_timeout(seconds, name)
+    return seconds

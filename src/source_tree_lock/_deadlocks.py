@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ._digest import posix_digest
 from ._hold import Hold, all_holds, hold_of
-from ._holder import Holder, logger
+from ._holder import Holder
 from ._kernel_lock import Identity, guard, in_child
+from ._paths import logger
 from ._proc import Flock, Key, ancestry, flocks, identity_at, key_of, open_paths, program_of
 
 if TYPE_CHECKING:

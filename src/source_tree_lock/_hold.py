@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ._kernel_lock import Identity, KernelLock, guard, in_child, leads_to
-from ._paths import AnyPath, Tree, open_tree
+from ._paths import Tree
 from ._record import blank_record
 from ._system import CAN_HAND_DOWN
 
@@ -180,30 +180,16 @@ def hold_of(tree: Identity) -> Hold | None:
         return hold if hold is not None and hold.entries else None
 
 
-def current_hold(path: AnyPath = ".") -> Hold | None:
-    """What the running owner holds at a path; ``None`` also where there is no tree."""
-    try:
-        tree = open_tree(path)
-    except (OSError, ValueError):
-        return None
-    tree.close()
-    hold = hold_of(tree.identity)
-    return hold if hold is not None and Owner().may_act_for(hold.owner) else None
-
-
-# Handing holds over to child processes: `_handover` reads what is written here
+# Handing holds over to child processes
 
 HELD_VARIABLE = "SOURCE_TREE_LOCK_HELD"
 
 
 def environ_of(owner: Owner) -> dict[str, str]:
     """The variable that hands over all holds of an owner, and what was handed to this process."""
-    with guard:
-        import json  # imported only to hand over: it takes longer than an entry
-
     entries: dict[str, object] = {}
-    with suppress(ValueError, TypeError, LookupError, RecursionError):
-        for each in json.loads(os.environ[HELD_VARIABLE]):
+    with suppress(TypeError, LookupError):
+        for each in handed_down():
             entries[str((each["tree"], each["level"]))] = each
     for hold in all_holds():
         if owner.may_act_for(hold.owner):
@@ -216,4 +202,17 @@ def environ_of(owner: Owner) -> dict[str, str]:
                 "pid": os.getpid(),
                 "token": hold.token,
             }
-    return {HELD_VARIABLE: json.dumps(list(entries.values()))}
+    return {HELD_VARIABLE: ascii(list(entries.values()))}
+
+
+def handed_down() -> list[Any]:
+    """What the environment says that was handed to this process; nothing of it is checked."""
+    text = os.environ.get(HELD_VARIABLE)
+    if not text:
+        return []
+    with guard:
+        import ast  # not json, whose import takes longer than an entry: most processes only write
+    try:
+        return list(ast.literal_eval(text))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return []

@@ -1,20 +1,12 @@
-"""Who holds a source tree, and a wait for it, in words; and the logger of this library."""
+"""Who holds a source tree, and a wait for it, in words."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
-from typing import TYPE_CHECKING
 
-from ._system import host_name, user_id, user_name
-
-if TYPE_CHECKING:
-    from logging import Logger
-
-# Names consist of these only: none of them controls a terminal, or needs quoting in JSON.
-LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
-LONGEST_NAME = 64
+from ._record import this_host
+from ._system import user_id, user_name
 
 
 class Holder:
@@ -132,25 +124,3 @@ def in_words(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def as_name(text: str) -> str:
-    """A name of letters, digits, ``.``, ``_``, ``+`` and ``-``, 64 at most."""
-    return "".join(each if each in LETTERS else "_" for each in text[:LONGEST_NAME])
-
-
-def this_host() -> str:
-    """The name of this host."""
-    return as_name(host_name()) or "unknown"
-
-
-def logger() -> Logger:
-    """The logger ``source_tree_lock``."""
-    import logging  # imported when there is something to say: it takes longer than an entry
-
-    return logging.getLogger("source_tree_lock")
-
-
-def is_info_logged() -> bool:
-    """Whether a message at INFO is handled: never in a process that has not imported logging."""
-    return "logging" in sys.modules and logger().isEnabledFor(20)  # logging.INFO

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -158,8 +159,12 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
+    # Weakly: what is registered lives until the very end of the process, and so would all modules
+    # that it can reach, whose removal there takes each hook as long as an import of the library.
     os.register_at_fork(
-        before=guard.acquire, after_in_parent=guard.release, after_in_child=_after_fork_in_child
+        before=guard.acquire,
+        after_in_parent=guard.release,
+        after_in_child=weakref.proxy(_after_fork_in_child),
     )
 
 

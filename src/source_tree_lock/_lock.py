@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypedDict, TypeVar
 
-from ._acquire import Entry
+from ._acquire import Entry, check_timeout, timeout_of_environment
 from ._digest import cache_digest
-from ._hold import Hold, Owner, current_hold, environ_of, running_task
+from ._hold import Hold, Owner, environ_of, hold_of, running_task
 from ._holder import Holder, Wait
 from ._kernel_lock import guard
 from ._paths import AnyPath, Digest, Tree, inner_lock_file, open_tree, place_of
@@ -107,7 +107,7 @@ class SourceTreeLock:
         if not callable(path):
             _check_path(path, "path")
         if not isinstance(timeout, FromEnvironment):
-            _check_timeout(timeout, "timeout")
+            check_timeout(timeout, "timeout")
         if not callable(digest):
             raise TypeError(f"digest must be a callable, not {digest!r}")
         if lock_dir is not None and not os.fspath(_check_path(lock_dir, "lock_dir")):
@@ -154,7 +154,7 @@ class SourceTreeLock:
             FileNotFoundError, NotADirectoryError, ValueError: the path leads to no directory.
             RuntimeError: the wait could not end.
         """
-        self._enter(_seconds_of(self._timeout), raises=True)
+        self._enter(self._seconds(), raises=True)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -169,7 +169,7 @@ class SourceTreeLock:
         """Hold the tree; other tasks run during the wait. The errors are those of ``with``."""
         if not (running_task("asyncio") or running_task("trio")):
             raise RuntimeError("`async with` on a source tree lock needs asyncio or trio")
-        entry = self._new_entry(_seconds_of(self._timeout), is_async=True)
+        entry = self._new_entry(self._seconds(), is_async=True)
         try:
             if not await entry.enter_async():
                 raise entry.timed_out()
@@ -206,11 +206,11 @@ class SourceTreeLock:
         if timeout != -1:
             if not blocking:
                 raise ValueError("can't specify a timeout for a non-blocking call")
-            _check_timeout(timeout, "timeout")
+            check_timeout(timeout, "timeout")
             if timeout > threading.TIMEOUT_MAX:
                 raise OverflowError("timeout value is too large")
         if blocking and timeout == -1:
-            return self._enter(_seconds_of(self._timeout), raises=True)
+            return self._enter(self._seconds(), raises=True)
         return self._enter(timeout if blocking else 0, raises=False)
 
     def release(self) -> None:
@@ -220,6 +220,10 @@ class SourceTreeLock:
             RuntimeError: this thread or task did not enter it through this lock.
         """
         self.__exit__(None, None, None)
+
+    def _seconds(self) -> float | None:
+        timeout = self._timeout
+        return timeout_of_environment() if isinstance(timeout, FromEnvironment) else timeout
 
     def _enter(self, seconds: float | None, *, raises: bool) -> bool:
         entry = self._new_entry(seconds, is_async=False)
@@ -352,10 +356,20 @@ class SourceTreeLock:
         return hold
 
     def _hold(self) -> Hold | None:
-        entry = self._last_entry(Owner())
+        """What this thread or task holds of the tree; ``None`` also where there is no tree."""
+        owner = Owner()
+        entry = self._last_entry(owner)
         if entry is not None:
             return entry.hold if entry.lasts() else None
-        return None if callable(self._path) else current_hold(self._path)
+        if callable(self._path):
+            return None
+        try:
+            tree = open_tree(self._path)
+        except (OSError, ValueError):
+            return None
+        tree.close()
+        hold = hold_of(tree.identity)
+        return hold if hold is not None and owner.may_act_for(hold.owner) else None
 
     def _look(self) -> tuple[Tree, str]:
         """The tree held, or else the one to which the path leads now; and its lock file."""
@@ -393,15 +407,6 @@ def _check_path(path: AnyPath, name: str) -> AnyPath:
     return path
 
 
-def _check_timeout(seconds: float | None, name: str) -> None:
-    if seconds is None:
-        return
-    if not isinstance(seconds, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
-    if not seconds >= 0:  # neither negative nor NaN
-        raise ValueError(f"{name} must be a non-negative number of seconds, not {seconds!r}")
-
-
 def _check_callback(callback: object, name: str) -> None:
     if callback is None:
         return
@@ -412,19 +417,3 @@ def _check_callback(callback: object, name: str) -> None:
         raise TypeError(f"{name} must be a callable or None, not {callback!r}")
     if inspect.iscoroutinefunction(callback):
         raise TypeError(f"{name} must be a plain function, not the coroutine function {callback!r}")
-
-
-def _seconds_of(timeout: float | FromEnvironment | None) -> float | None:
-    """The timeout in seconds, that of the environment if it says so; ``None`` for none."""
-    if not isinstance(timeout, FromEnvironment):
-        return timeout
-    text = os.environ.get("SOURCE_TREE_LOCK_TIMEOUT")
-    if not text:
-        return None
-    name = "SOURCE_TREE_LOCK_TIMEOUT in the environment"
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise ValueError(f"{name} must be a number of seconds, not {text!r}") from None
-    _check_timeout(seconds, name)
-    return seconds

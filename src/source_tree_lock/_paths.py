@@ -5,16 +5,28 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import _system, errors
+from . import _system
 from ._digest import cache_digest, canonical_digest
-from ._holder import logger
 from ._kernel_lock import READ_ONLY, READ_WRITE, Identity, KernelLock, guard, leads_to
-from .errors import LockUnavailable, NoLockFile, unavailable
+from .errors import (
+    MAKE_LOCK_FILE,
+    OPEN_LOCK_FILE,
+    OPEN_TREE,
+    REFUSED,
+    LockUnavailable,
+    NoLockFile,
+    unavailable,
+)
+
+if TYPE_CHECKING:
+    from logging import Logger
 
 #: What may name a source tree or a directory.
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -127,7 +139,7 @@ def open_tree(path: AnyPath) -> Tree:
     except NotADirectoryError as error:
         raise NotADirectoryError(error.errno, "a source tree is a directory, not", given) from error
     except OSError as error:
-        raise unavailable(error, given, errors.OPEN_TREE) from error
+        raise unavailable(error, given, OPEN_TREE) from error
     except ValueError as error:
         raise ValueError(f"not the path of a source tree: {given!r} ({error})") from error
 
@@ -149,7 +161,7 @@ class Place:
         self.is_required = is_required
 
 
-def place_of(tree: str, digest: Digest, lock_dir: AnyPath | None) -> Place:
+def place_of(tree: str, digest: Digest = cache_digest, lock_dir: AnyPath | None = None) -> Place:
     """The place of the lock file for the tree at a canonical path.
 
     Raises:
@@ -272,7 +284,7 @@ def _unavailable(place: Place, error: OSError, *, is_missing: bool) -> LockUnava
     kind = LockUnavailable
     if is_missing and not place.is_required and error.errno not in _OUR_OWN_LIMITS:
         kind = NoLockFile
-    hints = errors.MAKE_LOCK_FILE if is_missing else errors.OPEN_LOCK_FILE
+    hints = MAKE_LOCK_FILE if is_missing else OPEN_LOCK_FILE
     return unavailable(error, place.path, hints, kind)
 
 
@@ -351,7 +363,7 @@ def try_lock(lock: KernelLock) -> bool:
     except OSError as error:
         if isinstance(error, PermissionError) and is_smb(lock):
             return False
-        raise unavailable(error, lock.path, errors.REFUSED) from error
+        raise unavailable(error, lock.path, REFUSED) from error
 
 
 def is_locked(path: str) -> bool:
@@ -365,7 +377,7 @@ def is_locked(path: str) -> bool:
     except OSError as error:
         if error.errno in _NO_FILE or isinstance(error, BlockingIOError):
             return False  # a lease is no lock
-        raise unavailable(error, path, errors.OPEN_LOCK_FILE) from error
+        raise unavailable(error, path, OPEN_LOCK_FILE) from error
     with closing(lock):
         return not try_lock(lock)
 
@@ -404,6 +416,8 @@ def _read_file_system(device: int) -> str:
     return ""
 
 
+# What is logged
+
 #: Two of logging's levels: importing it takes longer than an entry.
 INFO, WARNING = 20, 30
 
@@ -418,3 +432,15 @@ def log_once(level: int, message: str, *arguments: str) -> None:
             return
         _logged.add((message, *arguments))
     logger().log(level, message, *arguments)
+
+
+def logger() -> Logger:
+    """The logger ``source_tree_lock``."""
+    import logging  # when there is something to say
+
+    return logging.getLogger("source_tree_lock")
+
+
+def is_info_logged() -> bool:
+    """Whether a message at INFO is handled: never in a process that has not imported logging."""
+    return "logging" in sys.modules and logger().isEnabledFor(INFO)

@@ -13,10 +13,10 @@ from contextlib import closing, suppress
 from typing import NamedTuple
 
 from . import _system
-from ._holder import LETTERS, LONGEST_NAME, Holder, as_name, this_host
+from ._holder import Holder
 from ._kernel_lock import Identity, guard, leads_to
 from ._paths import inner_lock_files, is_locked, open_tree
-from ._record import SIZE, pid_scope, read
+from ._record import LETTERS, LONGEST_NAME, SIZE, as_name, pid_scope, read, this_host
 from ._system import PROC
 
 #: Device and inode as the kernel writes them.

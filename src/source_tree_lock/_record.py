@@ -13,12 +13,14 @@ import time
 from contextlib import closing, suppress
 from functools import cache
 
-from ._holder import as_name, this_host
 from ._kernel_lock import READ_ONLY, KernelLock, guard
-from ._system import PROC, RECORD_START, read_at, user_id, write_at
+from ._system import PROC, RECORD_START, host_name, read_at, user_id, write_at
 
 #: The size of each record in bytes, so that a shorter one leaves nothing of a longer one behind.
 SIZE = 512
+#: Names consist of these only: none of them controls a terminal, or needs quoting in JSON.
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
+LONGEST_NAME = 64
 
 
 def write_record(lock: KernelLock, *, for_children: bool) -> str:
@@ -64,6 +66,16 @@ def read(path: str, size: int, offset: int) -> bytes:
 
 
 # What this process is called. Both caches are used under `guard`.
+
+
+def as_name(text: str) -> str:
+    """A name of letters, digits, ``.``, ``_``, ``+`` and ``-``, 64 at most."""
+    return "".join(each if each in LETTERS else "_" for each in text[:LONGEST_NAME])
+
+
+def this_host() -> str:
+    """The name of this host."""
+    return as_name(host_name()) or "unknown"
 
 
 @cache

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import _deadlocks
 from ._hold import loaded, running_task
-from ._holder import Holder, Wait, is_info_logged, logger
+from ._holder import Holder, Wait
 from ._kernel_lock import KernelLock, guard
-from ._paths import is_smb, open_lock_file
+from ._paths import is_info_logged, is_smb, logger, open_lock_file
 from ._proc import find_holder
 from ._queue import Turn, join
 from ._system import DIRECTORY, HAS_QUEUE, SAFE

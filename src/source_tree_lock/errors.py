@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING, Any
 
-from ._holder import Holder
+if TYPE_CHECKING:
+    from ._holder import Holder
 
 
 class SourceTreeLockError(Exception):
@@ -21,12 +23,12 @@ class LockTimeout(SourceTreeLockError, TimeoutError):
     """
 
     def __init__(
-        self, message: str, *, tree: str = "", waited: float = 0.0, holder: Holder | None = None
+        self, message: str, *, tree: str = "", waited: float = 0.0, holder: Any = None
     ) -> None:
         super().__init__(message)
         self.tree = tree
         self.waited = waited
-        self.holder = holder
+        self.holder: Holder | None = holder
 
 
 class LockUnavailable(SourceTreeLockError, OSError):

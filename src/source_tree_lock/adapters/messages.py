@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from logging import LogRecord
 
 from .. import LockOptions, SourceTreeLock, Wait
-from .._holder import acquired, logger
+from .._holder import acquired
+from .._paths import logger
 
 #: Called with each sentence.
 Say = Callable[[str], object]

@@ -26,15 +26,17 @@ import types
 import zlib
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .._hold import current_hold
-from .._holder import Wait, in_words
+from .._acquire import Entry, timeout_of_environment
+from .._hold import environ_of
 from .._kernel_lock import READ_WRITE, KernelLock
-from .._lock import source_tree_lock
+from .._paths import place_of
 from .._record import SIZE, read, write
 from .._system import RECORD_START
-from ..errors import SourceTreeLockError
+
+if TYPE_CHECKING:
+    from .._holder import Wait
 
 #: How the names of hooks begin (PEP 517 and PEP 660).
 _HOOKS = ("build_", "get_requires_for_build_", "prepare_metadata_for_build_")
@@ -75,14 +77,20 @@ def _locked(hook: Callable[..., Any]) -> Callable[..., Any]:
     def locked(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
             try:
-                lock = stack.enter_context(source_tree_lock(on_wait=_say, after_wait=_say_over))
-            except (SourceTreeLockError, OSError, RuntimeError, ValueError) as error:
+                # Not the public class: a fresh build environment would have to compile it.
+                seconds = timeout_of_environment()
+                entry = Entry(".", place_of, (_say, None, _say_over), seconds)
+                stack.callback(entry.leave)
+                if not entry.enter():
+                    raise entry.timed_out()
+            except (OSError, RuntimeError, ValueError) as error:  # those of SourceTreeLock
                 # Frontends show this without a traceback.
                 raise SystemExit(f"source-tree-lock: {error}") from error
             settings = kwargs.get("config_settings", args[1] if len(args) > 1 else None)
-            variables = stack.enter_context(_marked(hook.__name__, settings))
+            lock_file = (entry.hold and entry.hold.base) or ""  # without, the tree alone is locked
+            variables = stack.enter_context(_marked(lock_file, hook.__name__, settings))
             # A setup.py may start builds of its own tree.
-            variables |= lock.environ
+            variables |= environ_of(entry.owner)
             before = {name: os.environ[name] for name in variables if name in os.environ}
             stack.callback(os.environ.update, before)
             for name in variables:
@@ -94,13 +102,11 @@ def _locked(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _marked(hook: str, settings: object) -> Generator[dict[str, str], None, None]:
+def _marked(lock_file: str, hook: str, settings: object) -> Generator[dict[str, str], None, None]:
     """Mark the tree while a hook writes into it; build anew what was cut short before.
 
     The value of the context is what has to be added to the environment.
     """
-    hold = current_hold()
-    lock_file = (hold and hold.base) or ""  # without a lock file, the tree alone is locked
     marks: dict[int, int] = {}
     if os.environ.get(_MARKED_VARIABLE) != lock_file:
         with suppress(OSError):
@@ -150,6 +156,8 @@ def _write(lock_file: str, marks: dict[int, int]) -> None:
 
 
 def _say_over(wait: Wait) -> None:
+    from .._holder import in_words  # imported: there was a wait
+
     _say(f"waited {in_words(wait.waited)} for {wait.tree}")
 
 
