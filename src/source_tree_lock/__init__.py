@@ -21,7 +21,8 @@ __version__ = "0.2.0"
 
 def __getattr__(name: str) -> object:
     # At the first use: a frontend that loads a plugin and builds nothing imports no more than that.
-    if name.startswith("_") and name != "__all__":
+    # Modules of the library import each other by names for which this has nothing.
+    if name == "errors" or (name.startswith("_") and name != "__all__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import _lock
 

@@ -307,11 +307,9 @@ def check_timeout(seconds: float | None, name: str) -> None:
     Raises:
         TypeError, ValueError: it is not; the message begins with ``name``.
     """
-    if seconds is None:
-        return
-    if not isinstance(seconds, (int, float)):
+    if seconds is not None and not isinstance(seconds, (int, float)):
         raise TypeError(f"{name} must be a number of seconds or None, not {seconds!r}")
-    if not seconds >= 0:  # neither negative nor NaN
+    if seconds is not None and not seconds >= 0:  # neither negative nor NaN
         raise ValueError(f"{name} must be a non-negative number of seconds, not {seconds!r}")
 
 

@@ -212,7 +212,6 @@ def handed_down() -> list[Any]:
         return []
     with guard:
         import ast  # not json, whose import takes longer than an entry: most processes only write
-    try:
+    with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return list(ast.literal_eval(text))
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return []
+    return []

@@ -154,7 +154,7 @@ class SourceTreeLock:
             FileNotFoundError, NotADirectoryError, ValueError: the path leads to no directory.
             RuntimeError: the wait could not end.
         """
-        self._enter(self._seconds(), raises=True)
+        self._enter(self._timeout, raises=True)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -169,7 +169,7 @@ class SourceTreeLock:
         """Hold the tree; other tasks run during the wait. The errors are those of ``with``."""
         if not (running_task("asyncio") or running_task("trio")):
             raise RuntimeError("`async with` on a source tree lock needs asyncio or trio")
-        entry = self._new_entry(self._seconds(), is_async=True)
+        entry = self._new_entry(self._timeout, is_async=True)
         try:
             if not await entry.enter_async():
                 raise entry.timed_out()
@@ -210,7 +210,7 @@ class SourceTreeLock:
             if timeout > threading.TIMEOUT_MAX:
                 raise OverflowError("timeout value is too large")
         if blocking and timeout == -1:
-            return self._enter(self._seconds(), raises=True)
+            return self._enter(self._timeout, raises=True)
         return self._enter(timeout if blocking else 0, raises=False)
 
     def release(self) -> None:
@@ -221,12 +221,8 @@ class SourceTreeLock:
         """
         self.__exit__(None, None, None)
 
-    def _seconds(self) -> float | None:
-        timeout = self._timeout
-        return timeout_of_environment() if isinstance(timeout, FromEnvironment) else timeout
-
-    def _enter(self, seconds: float | None, *, raises: bool) -> bool:
-        entry = self._new_entry(seconds, is_async=False)
+    def _enter(self, timeout: float | FromEnvironment | None, *, raises: bool) -> bool:
+        entry = self._new_entry(timeout, is_async=False)
         is_entered = False
         try:
             is_entered = entry.enter()
@@ -237,7 +233,8 @@ class SourceTreeLock:
                 self._leave(entry)
         return is_entered
 
-    def _new_entry(self, seconds: float | None, *, is_async: bool) -> Entry:
+    def _new_entry(self, timeout: float | FromEnvironment | None, *, is_async: bool) -> Entry:
+        seconds = timeout_of_environment() if isinstance(timeout, FromEnvironment) else timeout
         options = {"is_async": is_async, "for_children": self._for_children}
         entry = Entry(self._fixed_path(), self._place_of, self._callbacks, seconds, **options)
         with guard:

@@ -12,18 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import _system
+from . import _system, errors
 from ._digest import cache_digest, canonical_digest
 from ._kernel_lock import READ_ONLY, READ_WRITE, Identity, KernelLock, guard, leads_to
-from .errors import (
-    MAKE_LOCK_FILE,
-    OPEN_LOCK_FILE,
-    OPEN_TREE,
-    REFUSED,
-    LockUnavailable,
-    NoLockFile,
-    unavailable,
-)
+from .errors import LockUnavailable, NoLockFile, unavailable
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -139,7 +131,7 @@ def open_tree(path: AnyPath) -> Tree:
     except NotADirectoryError as error:
         raise NotADirectoryError(error.errno, "a source tree is a directory, not", given) from error
     except OSError as error:
-        raise unavailable(error, given, OPEN_TREE) from error
+        raise unavailable(error, given, errors.OPEN_TREE) from error
     except ValueError as error:
         raise ValueError(f"not the path of a source tree: {given!r} ({error})") from error
 
@@ -284,7 +276,7 @@ def _unavailable(place: Place, error: OSError, *, is_missing: bool) -> LockUnava
     kind = LockUnavailable
     if is_missing and not place.is_required and error.errno not in _OUR_OWN_LIMITS:
         kind = NoLockFile
-    hints = MAKE_LOCK_FILE if is_missing else OPEN_LOCK_FILE
+    hints = errors.MAKE_LOCK_FILE if is_missing else errors.OPEN_LOCK_FILE
     return unavailable(error, place.path, hints, kind)
 
 
@@ -363,7 +355,7 @@ def try_lock(lock: KernelLock) -> bool:
     except OSError as error:
         if isinstance(error, PermissionError) and is_smb(lock):
             return False
-        raise unavailable(error, lock.path, REFUSED) from error
+        raise unavailable(error, lock.path, errors.REFUSED) from error
 
 
 def is_locked(path: str) -> bool:
@@ -377,7 +369,7 @@ def is_locked(path: str) -> bool:
     except OSError as error:
         if error.errno in _NO_FILE or isinstance(error, BlockingIOError):
             return False  # a lease is no lock
-        raise unavailable(error, path, OPEN_LOCK_FILE) from error
+        raise unavailable(error, path, errors.OPEN_LOCK_FILE) from error
     with closing(lock):
         return not try_lock(lock)
 
