@@ -120,7 +120,7 @@ set_env = PYTHONPATH = {path}
 @pytest.mark.parametrize(
     ("package", "backend"),
     [
-        ("wheel", OURS),
+        pytest.param("wheel", OURS, marks=pytest.mark.long),
         pytest.param("editable", OURS, marks=pytest.mark.long),
         pytest.param("wheel", "setuptools.build_meta", marks=pytest.mark.long),
     ],
