@@ -257,3 +257,23 @@ def test_processes_of_multiprocessing_wait_for_each_other(
     script.write_text(MULTIPROCESSING)
     subprocess.run([sys.executable, script, tree, method], check=True, timeout=LIMIT)
     assert is_free(tree)
+
+
+def test_threads_of_a_child_may_fork_after_the_library_was_dropped() -> None:
+    """A test runner or a notebook may import it anew; then nothing of it is left but its lock."""
+    script = """
+        def fork_in_a_thread():
+            thread = threading.Thread(target=lambda: os.waitpid(fork(lambda: None), 0), daemon=True)
+            thread.start()
+            thread.join(float(sys.argv[1]))
+            assert not thread.is_alive(), "it waits for ever"
+        with source_tree_lock():
+            pass
+        del source_tree_lock
+        for name in [each for each in sys.modules if each.startswith("source_tree_lock")]:
+            del sys.modules[name]
+        gc.collect()
+        tell(ended(fork(fork_in_a_thread)))
+    """
+    with child("import gc\n" + textwrap.dedent(script), LIMIT) as process:
+        process.expect("0")

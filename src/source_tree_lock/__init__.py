@@ -21,7 +21,7 @@ __version__ = "0.2.0"
 
 def __getattr__(name: str) -> object:
     # At the first use: a frontend that loads a plugin and builds nothing imports no more than that.
-    # Modules of the library import each other by names for which this has nothing.
+    # `from . import errors` asks here first, and must not import `_lock`, in a circle.
     if name == "errors" or (name.startswith("_") and name != "__all__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import _lock

@@ -7,6 +7,7 @@ another lock file, by the same steps. So the children of one hold take turns.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from . import _proc
-from ._hold import all_holds, handed_down
+from ._hold import HELD_VARIABLE, all_holds
 from ._kernel_lock import Identity
 from ._paths import Place, inner_lock_file, inner_lock_files
 from .errors import LockUnavailable
@@ -97,7 +98,11 @@ def find_outer(tree: Identity, place: Place) -> Outer | None:
 def _handed_down() -> Iterator[Outer]:
     """What the environment of this process hands over, whether or not it lasts."""
     own = {(os.getpid(), hold.token) for hold in all_holds()}  # may be in os.environ for children
-    for each in handed_down():
+    try:
+        entries = list(json.loads(os.environ.get(HELD_VARIABLE) or "[]"))
+    except (ValueError, TypeError, RecursionError):
+        return
+    for each in entries:
         with suppress(ValueError, TypeError, LookupError, AttributeError, OverflowError):
             device, inode = map(int, each["tree"])
             base = None if each["lock_file"] is None else str(each["lock_file"])

@@ -180,16 +180,19 @@ def hold_of(tree: Identity) -> Hold | None:
         return hold if hold is not None and hold.entries else None
 
 
-# Handing holds over to child processes
+# Handing holds over to child processes: `_handover` reads what is written here
 
 HELD_VARIABLE = "SOURCE_TREE_LOCK_HELD"
 
 
 def environ_of(owner: Owner) -> dict[str, str]:
     """The variable that hands over all holds of an owner, and what was handed to this process."""
+    with guard:
+        import json  # imported only to hand over: it takes longer than an entry
+
     entries: dict[str, object] = {}
-    with suppress(TypeError, LookupError):
-        for each in handed_down():
+    with suppress(ValueError, TypeError, LookupError, RecursionError):
+        for each in json.loads(os.environ[HELD_VARIABLE]):
             entries[str((each["tree"], each["level"]))] = each
     for hold in all_holds():
         if owner.may_act_for(hold.owner):
@@ -202,16 +205,4 @@ def environ_of(owner: Owner) -> dict[str, str]:
                 "pid": os.getpid(),
                 "token": hold.token,
             }
-    return {HELD_VARIABLE: ascii(list(entries.values()))}
-
-
-def handed_down() -> list[Any]:
-    """What the environment says that was handed to this process; nothing of it is checked."""
-    text = os.environ.get(HELD_VARIABLE)
-    if not text:
-        return []
-    with guard:
-        import ast  # not json, whose import takes longer than an entry: most processes only write
-    with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return list(ast.literal_eval(text))
-    return []
+    return {HELD_VARIABLE: json.dumps(list(entries.values()))}

@@ -155,14 +155,14 @@ def _close_all() -> None:
 def _at_fork() -> None:
     for clean_up in _clean_ups:
         clean_up()
-    guard.release()
 
 
 if hasattr(os, "register_at_fork"):
     # Weakly: what is registered lives until the very end of the process, and so would all modules
     # that it can reach, whose removal there takes each hook as long as an import of the library.
+    os.register_at_fork(after_in_child=weakref.proxy(_at_fork))
     os.register_at_fork(
-        before=guard.acquire, after_in_parent=guard.release, after_in_child=weakref.proxy(_at_fork)
+        before=guard.acquire, after_in_parent=guard.release, after_in_child=guard.release
     )
 
 

@@ -65,7 +65,7 @@ def read(path: str, size: int, offset: int) -> bytes:
         return read_at(lock.fileno(), size, offset)
 
 
-# What this process is called. Both caches are used under `guard`.
+# What this process is called
 
 
 def as_name(text: str) -> str:
@@ -78,7 +78,7 @@ def this_host() -> str:
     return as_name(host_name()) or "unknown"
 
 
-@cache
+@cache  # used under `guard`, as is the next one
 def _own_fields(pid: int) -> str:
     """The fields that are the same in all records of a process; none of them needs quoting."""
     host, boot, namespace = pid_scope(pid)

@@ -174,12 +174,12 @@ _HAND_OVER = """
 """
 
 _ENTER_AS_IF_HANDED_OVER = """
-    import ast, os, sys
+    import json, os, sys
     from source_tree_lock import source_tree_lock
-    [hold] = ast.literal_eval(sys.argv[2])
+    [hold] = json.loads(sys.argv[2])
     status = os.stat(sys.argv[1])
     hold["tree"] = [status.st_dev, status.st_ino]  # by chance, they may be those of the other host
-    os.environ["SOURCE_TREE_LOCK_HELD"] = repr([hold])
+    os.environ["SOURCE_TREE_LOCK_HELD"] = json.dumps([hold])
     # The record's host is of another boot, which two namespaces of one machine cannot be.
     from source_tree_lock import _record
     _record.pid_scope = lambda _: ("host2", "another-boot", 0)

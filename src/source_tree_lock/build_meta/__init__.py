@@ -80,6 +80,7 @@ def _locked(hook: Callable[..., Any]) -> Callable[..., Any]:
                 # Not the public class: a fresh build environment would have to compile it.
                 seconds = timeout_of_environment()
                 entry = Entry(".", place_of, (_say, None, _say_over), seconds)
+                stack.callback(entry.leave)  # again, if Ctrl-C interrupts the first time
                 stack.callback(entry.leave)
                 if not entry.enter():
                     raise entry.timed_out()
