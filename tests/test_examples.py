@@ -60,6 +60,7 @@ def make_trees(directory: Path, **setups: str) -> list[Path]:
     return [directory / name for name in setups]
 
 
+@pytest.mark.once
 def test_several_trees_are_taken_in_one_order_however_they_are_named(tmp_path: Path) -> None:
     """One process waits for the second tree; the other, for the first, and holds nothing."""
     one, two = trees = make_trees(tmp_path, one="", two="")
@@ -163,6 +164,7 @@ def test_a_frontend_limits_the_time_of_all_its_waits(tree: Path) -> None:
 # Projects
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "name", ["in_tree_backend", pytest.param("setup_step", marks=pytest.mark.long)]
 )

@@ -73,8 +73,8 @@ def in_process(kind: str, tree: Path, out: Path) -> None:
     "call",
     [
         by_runner,
-        by_hook_caller,
-        by_pyproject_api,
+        pytest.param(by_hook_caller, marks=pytest.mark.once),
+        pytest.param(by_pyproject_api, marks=pytest.mark.once),
         pytest.param(partial(in_process, "module"), id="module"),
         pytest.param(partial(in_process, "legacy"), id="legacy"),
     ],

@@ -139,6 +139,7 @@ def test_plain_setuptools_ships_what_the_ruined_build_left(project: Project) -> 
 HOOKS = ("build_wheel", "build_sdist", "build_editable")
 
 
+@pytest.mark.once
 def test_what_a_killed_build_of_each_hook_left_spoils_no_archive_and_is_all_in_the_tree(
     project: Project,
 ) -> None:
@@ -160,6 +161,7 @@ def test_what_a_killed_build_of_each_hook_left_spoils_no_archive_and_is_all_in_t
     assert "source-tree-lock" not in (project.tree.parent / "seen").read_text(), "a mark"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "hook",
     [
@@ -237,6 +239,7 @@ def test_a_linker_or_compiler_that_is_killed_is_remembered(project: Project) -> 
         assert project.build() == (alone, True), (at, by)
 
 
+@pytest.mark.once
 def test_what_was_not_built_anew_to_the_end_is_still_not_trusted(project: Project) -> None:
     alone, _ = project.build()
     ruin(project)
@@ -246,6 +249,7 @@ def test_what_was_not_built_anew_to_the_end_is_still_not_trusted(project: Projec
     assert project.build() == (alone, True)
 
 
+@pytest.mark.once
 def test_an_ordinary_failure_costs_no_rebuild(project: Project) -> None:
     project.build()
     for mistake in ("raise SystemExit('a mistake')", "1 / 0", "open('no such file')"):
@@ -265,6 +269,7 @@ atexit.register(lambda: print(dict({**os.environ, "PLAT": ""}.items() ^ before.i
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("own", [None, "/no/such/file", "broken"])
 def test_a_rebuild_leaves_environment_and_temporary_directory_as_they_were(
     project: Project, tmp_path: Path, temp_dir: Path, own: str | None
@@ -298,6 +303,7 @@ def test_a_users_own_extra_configuration_stays_in_force(project: Project, tmp_pa
     assert own.read_text(encoding="utf-8") == text
 
 
+@pytest.mark.once
 def test_children_of_a_setup_py_build_anew_too(project: Project) -> None:
     child = "subprocess.check_call([sys.executable, 'setup.py', 'build_ext'])"
     again = f"if 'C' not in os.environ:\n    os.environ['C'] = '1'; {child}; del os.environ['C']\n"
@@ -308,6 +314,7 @@ def test_children_of_a_setup_py_build_anew_too(project: Project) -> None:
     assert project.compiled().count("one.c") == 2
 
 
+@pytest.mark.once
 def test_files_that_may_only_be_read_are_built_anew_and_nothing_else_is_touched(
     project: Project, tmp_path: Path
 ) -> None:
@@ -345,6 +352,7 @@ AS_OTHER = (
 )
 
 
+@pytest.mark.once
 @pytest.mark.skipif(not WITHOUT_ROOTS_RIGHTS, reason="only root can be two users (setpriv(1))")
 def test_the_mark_of_one_user_is_cleared_by_another(
     project: Project, tmp_path: Path, temp_dir: Path
@@ -361,6 +369,7 @@ def test_the_mark_of_one_user_is_cleared_by_another(
     assert project.build() == (alone, False)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("way", ["read-only", "another name", "no directory"])
 def test_where_no_mark_can_be_written_builds_go_on(
     project: Project, temp_dir: Path, way: str
@@ -377,6 +386,7 @@ def test_where_no_mark_can_be_written_builds_go_on(
         assert project.build(prefix=WITHOUT_ROOTS_RIGHTS) == (alone, False)
 
 
+@pytest.mark.once
 def test_what_a_setup_py_builds_in_its_own_tree_gets_in(project: Project) -> None:
     """And keeps no marks of its own."""
     project.write_setup(

@@ -208,6 +208,7 @@ def test_what_locks_the_tree_inside_of_the_command_is_let_in_and_the_hold_lasts(
     assert both_free(tree)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
 def test_make_with_four_jobs_builds_one_tree_four_times_below_run(
     tree: Path, tmp_path: Path, long_run: bool
