@@ -260,7 +260,7 @@ def test_processes_of_multiprocessing_wait_for_each_other(
 
 
 def test_threads_of_a_child_may_fork_after_the_library_was_dropped() -> None:
-    """A test runner or a notebook may import it anew; then nothing of it is left but its lock."""
+    """A test runner or a notebook may import it anew; then only its mutex is left."""
     script = """
         def fork_in_a_thread():
             thread = threading.Thread(target=lambda: os.waitpid(fork(lambda: None), 0), daemon=True)

@@ -152,15 +152,15 @@ def _close_all() -> None:
     _open.clear()
 
 
-def _at_fork() -> None:
+def _clean_up() -> None:
     for clean_up in _clean_ups:
         clean_up()
 
 
 if hasattr(os, "register_at_fork"):
-    # Weakly: what is registered lives until the very end of the process, and so would all modules
-    # that it can reach, whose removal there takes each hook as long as an import of the library.
-    os.register_at_fork(after_in_child=weakref.proxy(_at_fork))
+    # Weakly: what is registered is kept until the interpreter has ended, with all modules that it
+    # can reach. Removing them that late would take each hook as long as importing the library.
+    os.register_at_fork(after_in_child=weakref.proxy(_clean_up))
     os.register_at_fork(
         before=guard.acquire, after_in_parent=guard.release, after_in_child=guard.release
     )
