@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -170,6 +170,14 @@ def flocked(path: Path) -> Iterator[Child]:
     with Child(script, path) as child:
         child.expect("locked")
         yield child
+
+
+def long_after(count: int, values: Iterable[object]) -> list[object]:
+    """Parameters of a test: those after the first ``count`` are for the long run only."""
+    import pytest  # not in the children that import this module
+
+    long = pytest.mark.long
+    return [v if n < count else pytest.param(v, marks=long) for n, v in enumerate(values)]
 
 
 def wait_until_blocked(pid: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from projects import Content, archives, content, make_project
-from support import finish, start, wait_until, waiters
+from support import finish, long_after, start, wait_until, waiters
 
 import source_tree_lock as library
 from source_tree_lock import source_tree_lock
@@ -60,22 +60,14 @@ def run_at_once(tree: Path, commands: list[Command], **environ: str) -> None:
     finish(*processes)
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        FRONTENDS[0],
-        *(
-            pytest.param(each, marks=pytest.mark.long)
-            for each in (*FRONTENDS[1:], "build_script.py")
-        ),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("script", [*FRONTENDS, "build_script.py"])
 def test_each_example_waits_for_the_tree_and_builds_right_archives(
-    tree: Path, tmp_path: Path, script: str, long_run: bool
+    tree: Path, tmp_path: Path, script: str
 ) -> None:
     """Of locked_runner (every second one makes an sdist), locked_hooks, and the decorator."""
     expected = alone(tree, "setuptools.build_meta", tmp_path)
-    outs = [tmp_path / str(number) for number in range(10 if long_run else 3)]
+    outs = [tmp_path / str(number) for number in range(10)]
     name, *kind = script.split()
     command = [sys.executable, EXAMPLES / name, *kind]
     commands: list[Command] = [[*command, tree, out] for out in outs]
@@ -87,11 +79,12 @@ def test_each_example_waits_for_the_tree_and_builds_right_archives(
         assert content(archive) == expected[archive.suffix]
 
 
+@pytest.mark.parametrize("times", long_after(1, [1, 5]))
 def test_pip_build_and_uv_build_right_wheels_of_a_project_with_our_backend(
-    tree: Path, tmp_path: Path, long_run: bool
+    tree: Path, tmp_path: Path, times: int
 ) -> None:
     expected = alone(tree, OURS, tmp_path)
-    tools = TOOLS * (5 if long_run else 1)
+    tools = TOOLS * times
     outs = [tmp_path / str(number) for number in range(len(tools))]
     run_at_once(tree, [[*tool, out, tree] for tool, out in zip(tools, outs, strict=True)])
     for out in outs:
@@ -117,13 +110,10 @@ set_env = PYTHONPATH = {path}
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("package", "backend"),
-    [
-        pytest.param("wheel", OURS, marks=pytest.mark.long),
-        pytest.param("editable", OURS, marks=pytest.mark.long),
-        pytest.param("wheel", "setuptools.build_meta", marks=pytest.mark.long),
-    ],
+    [("wheel", OURS), ("editable", OURS), ("wheel", "setuptools.build_meta")],
 )
 def test_two_tox_runs_at_once_pass(tree: Path, tmp_path: Path, package: str, backend: str) -> None:
     """With setuptools' own backend, it is the plugin that locks."""

@@ -19,6 +19,7 @@ from support import (
     finish,
     held_elsewhere,
     is_free,
+    long_after,
     start,
     wait_until,
     waiters,
@@ -60,7 +61,7 @@ def make_trees(directory: Path, **setups: str) -> list[Path]:
     return [directory / name for name in setups]
 
 
-@pytest.mark.once
+@pytest.mark.long
 def test_several_trees_are_taken_in_one_order_however_they_are_named(tmp_path: Path) -> None:
     """One process waits for the second tree; the other, for the first, and holds nothing."""
     one, two = trees = make_trees(tmp_path, one="", two="")
@@ -78,10 +79,10 @@ def test_several_trees_are_taken_in_one_order_however_they_are_named(tmp_path: P
 
 # The async frontends
 
-ASYNC = pytest.mark.parametrize("script", ["frontend_async.py", "frontend_trio.py"])
+ASYNC = ["frontend_async.py", "frontend_trio.py"]
 
 
-@ASYNC
+@pytest.mark.parametrize("script", long_after(1, ASYNC))
 def test_an_async_frontend_builds_several_trees_at_once(tmp_path: Path, script: str) -> None:
     trees = make_trees(tmp_path, one="", two="", three="")
     with held_elsewhere(trees[0]) as holder:
@@ -102,8 +103,8 @@ raise SystemExit("it cannot be built")
 """
 
 
-@ASYNC
-@pytest.mark.parametrize("what", ["Ctrl-C", "a build that fails"])
+@pytest.mark.parametrize("script", ASYNC)
+@pytest.mark.parametrize("what", long_after(1, ["Ctrl-C", "a build that fails"]))
 def test_an_async_frontend_ends_what_it_started(tmp_path: Path, script: str, what: str) -> None:
     slow = make_trees(tmp_path, one=SLOW, two=SLOW)
     fails = make_trees(tmp_path, fails=FAILS) if what != "Ctrl-C" else []
@@ -164,10 +165,8 @@ def test_a_frontend_limits_the_time_of_all_its_waits(tree: Path) -> None:
 # Projects
 
 
-@pytest.mark.once
-@pytest.mark.parametrize(
-    "name", ["in_tree_backend", pytest.param("setup_step", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["in_tree_backend", "setup_step"])
 def test_a_project_waits_for_its_tree_and_builds_right_wheels_under_every_frontend(
     tmp_path: Path, name: str
 ) -> None:

@@ -29,6 +29,7 @@ from support import (
     in_thread,
     is_free,
     is_taken,
+    long_after,
     unshared,
     wait_until,
     waiters,
@@ -170,12 +171,12 @@ def turns(directory: Path) -> int:
 @pytest.mark.parametrize(
     "outermost",
     [
-        *("environ", "pass_fds", "locked_runner", "run", "environ, environ"),
-        "run, pass_fds, locked_runner",
-        pytest.param("locked_hooks, env -i", marks=needs_proc_locks),
+        *("environ", "run, pass_fds, locked_runner"),
         pytest.param("run, env -i, run, env -i", marks=needs_proc_locks),
-        pytest.param("uv", marks=needs_proc_locks),
         pytest.param("uv, environ", marks=needs_proc_locks),
+        *long_after(0, ["pass_fds", "locked_runner", "run", "environ, environ"]),
+        pytest.param("locked_hooks, env -i", marks=[needs_proc_locks, pytest.mark.long]),
+        pytest.param("uv", marks=[needs_proc_locks, pytest.mark.long]),
     ],
 )
 def test_the_children_of_one_hold_take_turns(outermost: str, tree: Path, tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ UV = "-m uv build -q --wheel --no-build-isolation --offline --no-config --no-cac
 
 
 @needs_proc_locks
-@pytest.mark.parametrize("backend", ["setuptools", "source_tree_lock"])
+@pytest.mark.parametrize("backend", long_after(1, ["setuptools", "source_tree_lock"]))
 def test_a_setup_py_below_a_real_uv_takes_the_lock_and_its_children_take_turns(
     tree: Path, tmp_path: Path, backend: str
 ) -> None:

@@ -30,6 +30,7 @@ from support import (
     held_elsewhere,
     in_thread,
     is_free,
+    long_after,
     open_descriptors,
     wait_until,
     wait_until_blocked,
@@ -74,7 +75,7 @@ CROWD = """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-@each_lock
+@pytest.mark.parametrize("blocked_by", long_after(1, ["lock file", "tree"]))
 def test_one_thread_and_few_descriptors_serve_500_tasks_and_20_threads(
     blocked_by: str, tree: Path
 ) -> None:

@@ -73,10 +73,10 @@ def in_process(kind: str, tree: Path, out: Path) -> None:
     "call",
     [
         by_runner,
-        pytest.param(by_hook_caller, marks=pytest.mark.once),
-        pytest.param(by_pyproject_api, marks=pytest.mark.once),
+        pytest.param(by_hook_caller, marks=pytest.mark.long),
+        pytest.param(by_pyproject_api, marks=pytest.mark.long),
         pytest.param(partial(in_process, "module"), id="module"),
-        pytest.param(partial(in_process, "legacy"), id="legacy"),
+        pytest.param(partial(in_process, "legacy"), id="legacy", marks=pytest.mark.long),
     ],
 )
 def test_every_hook_runs_under_the_lock(

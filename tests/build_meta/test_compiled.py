@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import long_after
 
 from .building import ANEW, OURS, SETUPTOOLS, Project
 
@@ -18,7 +19,6 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="the compiler is a sh
 SCENARIOS = [
     ["build_wheel", "m0.c new", "build_ext -i", "build_wheel"],
     ["m1.c of-the-future", *["build_wheel"] * 4],
-    # Only in the long run:
     [
         *["m2.c error", "build_wheel", "m2.c new", "build_wheel"],
         *["m2.c error", "build_wheel", "m2.c right", "build_wheel", "build_wheel"],
@@ -54,12 +54,11 @@ def take(step: str, project: Project, backend: str) -> str:
     return f"{done.returncode}: {' '.join(project.compiled())}"
 
 
-@pytest.mark.timeout(600)
-def test_as_much_is_compiled_as_by_setuptools(tmp_path: Path, long_run: bool) -> None:
-    for number, steps in enumerate(SCENARIOS if long_run else SCENARIOS[:2]):
-        counts = []
-        for backend in (SETUPTOOLS, OURS):
-            project = Project(tmp_path / backend / str(number), ("m0", "m1", "m2"))
-            counts.append([take(step, project, backend) for step in steps])
-        assert counts[1] == counts[0], steps
-        assert "m0.c m1.c m2.c" in "".join(counts[0])
+@pytest.mark.parametrize("steps", long_after(2, SCENARIOS))
+def test_as_much_is_compiled_as_by_setuptools(tmp_path: Path, steps: list[str]) -> None:
+    counts = []
+    for backend in (SETUPTOOLS, OURS):
+        project = Project(tmp_path / backend, ("m0", "m1", "m2"))
+        counts.append([take(step, project, backend) for step in steps])
+    assert counts[1] == counts[0]
+    assert "m0.c m1.c m2.c" in "".join(counts[0])

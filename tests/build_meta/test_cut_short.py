@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import WITHOUT_ROOTS_RIGHTS
+from support import WITHOUT_ROOTS_RIGHTS, long_after
 
 from source_tree_lock import source_tree_lock
 
@@ -72,7 +72,6 @@ WAYS = {
     "base outside": ("setup.cfg", "[build]\nbuild_base = ../out"),
     "pyproject.toml": ("pyproject.toml", "[tool.distutils.build]\nbuild_base = 'out'"),
     "a command": ("settings", "build --build-base=../out"),
-    # Only in the long run:
     "base": ("setup.cfg", "[build]\nbuild_base = out"),
     "lib": ("setup.cfg", "[build]\nbuild_lib = out"),
     "temp": ("setup.cfg", "[build]\nbuild_temp = out"),
@@ -97,21 +96,20 @@ WAYS = {
 }
 
 
+@pytest.mark.parametrize("way", long_after(2, WAYS))
 def test_wherever_a_build_is_killed_the_next_one_is_right_and_says_so(
-    tmp_path: Path, long_run: bool
+    project: Project, way: str
 ) -> None:
-    for number, way in enumerate(list(WAYS)[: None if long_run else 2]):
-        project = Project(tmp_path / str(number))
-        settings = name_build_directory(project, *WAYS[way])
-        alone, _ = project.build(settings=settings)
-        everything = set(project.compiled())
-        for name in ("out", "o", "p", "../out"):
-            shutil.rmtree(project.tree / name, ignore_errors=True)
-        assert ruin(project, settings=settings) == -signal.SIGKILL, way
-        assert project.build(settings=settings) == (alone, True), way
-        assert set(project.compiled()) == everything, way
-        assert project.build(settings=settings) == (alone, False), way
-        assert project.compiled() == [], f"{way}: what was built anew is trusted"
+    settings = name_build_directory(project, *WAYS[way])
+    alone, _ = project.build(settings=settings)
+    everything = set(project.compiled())
+    for name in ("out", "o", "p", "../out"):
+        shutil.rmtree(project.tree / name, ignore_errors=True)
+    assert ruin(project, settings=settings) == -signal.SIGKILL
+    assert project.build(settings=settings) == (alone, True)
+    assert set(project.compiled()) == everything
+    assert project.build(settings=settings) == (alone, False)
+    assert project.compiled() == [], "what was built anew is trusted"
 
 
 def name_build_directory(project: Project, place: str, text: str) -> object:
@@ -139,7 +137,7 @@ def test_plain_setuptools_ships_what_the_ruined_build_left(project: Project) -> 
 HOOKS = ("build_wheel", "build_sdist", "build_editable")
 
 
-@pytest.mark.once
+@pytest.mark.long
 def test_what_a_killed_build_of_each_hook_left_spoils_no_archive_and_is_all_in_the_tree(
     project: Project,
 ) -> None:
@@ -161,18 +159,9 @@ def test_what_a_killed_build_of_each_hook_left_spoils_no_archive_and_is_all_in_t
     assert "source-tree-lock" not in (project.tree.parent / "seen").read_text(), "a mark"
 
 
-@pytest.mark.once
-@pytest.mark.parametrize(
-    "hook",
-    [
-        "build_wheel",
-        pytest.param("build_sdist", marks=pytest.mark.long),
-        pytest.param("get_requires_for_build_wheel", marks=pytest.mark.long),
-    ],
-)
-def test_a_build_that_is_killed_at_any_file_spoils_none(
-    project: Project, hook: str, long_run: bool
-) -> None:
+@pytest.mark.long
+@pytest.mark.parametrize("hook", ["build_wheel", "build_sdist", "get_requires_for_build_wheel"])
+def test_a_build_that_is_killed_at_any_file_spoils_none(project: Project, hook: str) -> None:
     def start_over() -> None:
         for path in (project.tree / "build", project.tree / "sample.egg-info"):
             shutil.rmtree(path, ignore_errors=True)
@@ -181,7 +170,7 @@ def test_a_build_that_is_killed_at_any_file_spoils_none(
     start_over()
     counted = project.run(hook, prelude=RUIN.format(name="", moment=-1, ends=""))
     count = int(counted.stdout.split()[-1])
-    for fatal in range(1, count + 1, 1 if long_run else max(1, count // 2)):
+    for fatal in range(1, count + 1):
         start_over()
         prelude = RUIN.format(name="", moment=fatal, ends=KILLED)
         assert project.run(hook, prelude=prelude).returncode == -signal.SIGKILL
@@ -211,7 +200,6 @@ ENDS = (
     "raise KeyboardInterrupt",
     f"raise OSError({errno.ENOSPC}, 'no space')",
     "signal.signal(15, lambda *_: sys.exit(143)); signal.raise_signal(15)",
-    # Only in the long run:
     f"raise OSError({errno.EFBIG}, 'no space')",
     "raise MemoryError",
     f"raise OSError({errno.EDQUOT}, 'no space')",
@@ -222,14 +210,15 @@ ENDS = (
 )
 
 
-def test_what_may_leave_half_a_file_is_remembered(project: Project, long_run: bool) -> None:
+@pytest.mark.parametrize("ends", long_after(1, ENDS))
+def test_what_may_leave_half_a_file_is_remembered(project: Project, ends: str) -> None:
     alone, _ = project.build()
-    for ends in ENDS if long_run else ENDS[:3]:
-        ruin(project, ends=ends)
-        assert project.build() == (alone, True), ends
-        assert project.build() == (alone, False), ends
+    ruin(project, ends=ends)
+    assert project.build() == (alone, True)
+    assert project.build() == (alone, False)
 
 
+@pytest.mark.long
 def test_a_linker_or_compiler_that_is_killed_is_remembered(project: Project) -> None:
     alone, _ = project.build()
     # The last is a linker that is killed below a compiler, which survives it.
@@ -239,7 +228,7 @@ def test_a_linker_or_compiler_that_is_killed_is_remembered(project: Project) -> 
         assert project.build() == (alone, True), (at, by)
 
 
-@pytest.mark.once
+@pytest.mark.long
 def test_what_was_not_built_anew_to_the_end_is_still_not_trusted(project: Project) -> None:
     alone, _ = project.build()
     ruin(project)
@@ -270,7 +259,7 @@ atexit.register(lambda: print(dict({**os.environ, "PLAT": ""}.items() ^ before.i
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("own", [None, "/no/such/file", "broken"])
+@pytest.mark.parametrize("own", long_after(1, [None, "/no/such/file", "broken"]))
 def test_a_rebuild_leaves_environment_and_temporary_directory_as_they_were(
     project: Project, tmp_path: Path, temp_dir: Path, own: str | None
 ) -> None:
@@ -303,7 +292,7 @@ def test_a_users_own_extra_configuration_stays_in_force(project: Project, tmp_pa
     assert own.read_text(encoding="utf-8") == text
 
 
-@pytest.mark.once
+@pytest.mark.long
 def test_children_of_a_setup_py_build_anew_too(project: Project) -> None:
     child = "subprocess.check_call([sys.executable, 'setup.py', 'build_ext'])"
     again = f"if 'C' not in os.environ:\n    os.environ['C'] = '1'; {child}; del os.environ['C']\n"
@@ -370,7 +359,7 @@ def test_the_mark_of_one_user_is_cleared_by_another(
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("way", ["read-only", "another name", "no directory"])
+@pytest.mark.parametrize("way", long_after(1, ["read-only", "another name", "no directory"]))
 def test_where_no_mark_can_be_written_builds_go_on(
     project: Project, temp_dir: Path, way: str
 ) -> None:
@@ -386,7 +375,7 @@ def test_where_no_mark_can_be_written_builds_go_on(
         assert project.build(prefix=WITHOUT_ROOTS_RIGHTS) == (alone, False)
 
 
-@pytest.mark.once
+@pytest.mark.long
 def test_what_a_setup_py_builds_in_its_own_tree_gets_in(project: Project) -> None:
     """And keeps no marks of its own."""
     project.write_setup(

@@ -18,6 +18,7 @@ from support import (
     Child,
     held_elsewhere,
     is_free,
+    long_after,
     start,
     wait_until,
     wait_until_blocked,
@@ -79,9 +80,7 @@ def test_in_tree_backends_find_public_names_and_no_class_that_would_not_lock(
         _ = build_meta._BuildMetaBackend
 
 
-@pytest.mark.parametrize(
-    "name", [BACKEND, pytest.param(f"{BACKEND}:__legacy__", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("name", long_after(1, [BACKEND, f"{BACKEND}:__legacy__"]))
 def test_every_hook_runs_under_the_lock(tree: Path, tmp_path: Path, name: str) -> None:
     witness = Witness(tree)
     write_project(tree, witness.setup)

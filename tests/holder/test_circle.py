@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Child, stop_for_good, wait_until, wait_until_blocked, waiters
+from support import Child, long_after, stop_for_good, wait_until, wait_until_blocked, waiters
 
 from source_tree_lock import _deadlocks, _wait, source_tree_lock
 
@@ -177,7 +177,7 @@ IN_ONE_ORDER = f"""{LOGS}
 """
 
 
-@pytest.mark.parametrize("below_one_hold", [False, True])
+@pytest.mark.parametrize("below_one_hold", long_after(1, [False, True]))
 def test_a_crowd_that_takes_trees_in_one_order_is_warned_of_nothing(
     below_one_hold: bool, trees: list[Path], ended: ExitStack
 ) -> None:

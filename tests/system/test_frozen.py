@@ -35,6 +35,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_tool_that_reads_import_statements_finds_all_modules_of_the_lock(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import source_tree_lock\n")
