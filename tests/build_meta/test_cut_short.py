@@ -127,6 +127,7 @@ def name_build_directory(project: Project, place: str, text: str) -> object:
     return None
 
 
+@pytest.mark.long
 def test_plain_setuptools_ships_what_the_ruined_build_left(project: Project) -> None:
     """So the test above tests something."""
     alone, _ = project.build()
@@ -239,14 +240,16 @@ def test_what_was_not_built_anew_to_the_end_is_still_not_trusted(project: Projec
 
 
 @pytest.mark.once
-def test_an_ordinary_failure_costs_no_rebuild(project: Project) -> None:
+@pytest.mark.parametrize(
+    "mistake", long_after(1, ["raise SystemExit('a mistake')", "1 / 0", "open('no such file')"])
+)
+def test_an_ordinary_failure_costs_no_rebuild(project: Project, mistake: str) -> None:
     project.build()
-    for mistake in ("raise SystemExit('a mistake')", "1 / 0", "open('no such file')"):
-        project.write_setup(mistake)
-        assert project.run().returncode == 1
-        project.write_setup()
-        assert not project.build()[1]
-        assert project.compiled() == []
+    project.write_setup(mistake)
+    assert project.run().returncode == 1
+    project.write_setup()
+    assert not project.build()[1]
+    assert project.compiled() == []
 
 
 # Told to build anew
