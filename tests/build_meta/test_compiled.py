@@ -54,7 +54,7 @@ def take(step: str, project: Project, backend: str) -> str:
     return f"{done.returncode}: {' '.join(project.compiled())}"
 
 
-@pytest.mark.parametrize("steps", long_after(2, SCENARIOS))
+@pytest.mark.parametrize("steps", long_after(1, SCENARIOS))
 def test_as_much_is_compiled_as_by_setuptools(tmp_path: Path, steps: list[str]) -> None:
     counts = []
     for backend in (SETUPTOOLS, OURS):

@@ -96,7 +96,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", long_after(2, WAYS))
+@pytest.mark.parametrize("way", long_after(1, WAYS))
 def test_wherever_a_build_is_killed_the_next_one_is_right_and_says_so(
     project: Project, way: str
 ) -> None:

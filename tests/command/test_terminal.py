@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import Child, held_elsewhere, wait_until, waiters
+from support import Child, held_elsewhere, long_after, wait_until, waiters
 
 from source_tree_lock import source_tree_lock
 
@@ -51,7 +51,7 @@ def waiting(tree: Path, *options: object, columns: int = 300) -> Iterator[tuple[
         yield child, terminal
 
 
-@pytest.mark.parametrize("columns", [50, 80, 250])
+@pytest.mark.parametrize("columns", long_after(1, [50, 80, 250]))
 def test_a_wait_is_one_text_that_ticks_each_second_and_leaves_nothing_behind(
     columns: int, tree: Path
 ) -> None:
