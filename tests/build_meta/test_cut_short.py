@@ -306,7 +306,7 @@ def test_children_of_a_setup_py_build_anew_too(project: Project) -> None:
     assert project.compiled().count("one.c") == 2
 
 
-@pytest.mark.once
+@pytest.mark.long
 def test_files_that_may_only_be_read_are_built_anew_and_nothing_else_is_touched(
     project: Project, tmp_path: Path
 ) -> None:
