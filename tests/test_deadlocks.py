@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import pytest
 from in_line import each_lock, holding, lock_file, until_waiting
-from support import LIMIT, is_free
+from support import LIMIT, is_free, long_after
 
 from source_tree_lock import Wait, _deadlocks, _wait, source_tree_lock
 
@@ -94,7 +94,7 @@ async def _child_task(tree: Path, lock: source_tree_lock) -> None:
         await asyncio.create_task(lock.__aenter__())
 
 
-@pytest.mark.parametrize("waits", [_pool, _to_thread, _child_task])
+@pytest.mark.parametrize("waits", long_after(1, [_pool, _to_thread, _child_task]))
 def test_a_wait_for_another_thread_or_task_of_this_process_is_warned_of_once(
     waits: Callable[..., Coroutine[Any, Any, None]],
     tree: Path,

@@ -15,6 +15,7 @@ from support import (
     LIMIT,
     Child,
     is_free,
+    long_after,
     wait_until,
     wait_until_asleep,
     wait_until_blocked,
@@ -75,7 +76,7 @@ heard()
 """
 
 
-@each_lock
+@pytest.mark.parametrize("blocked_by", long_after(1, ["lock file", "tree"]))
 @pytest.mark.parametrize("wait", WAITS)
 def test_ctrl_c_ends_a_wait_at_once_and_leaves_nothing_locked(
     wait: str, blocked_by: str, tree: Path, lock_file: Path
