@@ -136,7 +136,7 @@ def warn_of_deadlock(entry: Entry, waited: float) -> bool:
             )
         return waited >= _WARN_OF_OWN_AFTER
     circle = _find_circle(entry)
-    # A long list is read in pieces, while other processes go on: a real circle stays.
+    # Read again, since other processes go on meanwhile: a real circle stays.
     if not circle or _find_circle(entry) != circle:
         return False
     logger().warning(

@@ -24,6 +24,8 @@ Key = bytes
 
 #: The kernel cuts the name of a program after so many letters (TASK_COMM_LEN, less the NUL byte).
 _LONGEST_COMM = 15
+#: The size of a page in bytes, or less.
+_SMALLEST_PAGE = 4096
 
 
 # The kernel's list
@@ -46,18 +48,22 @@ class Flock(NamedTuple):
 def flocks() -> list[Flock]:
     """All flocks that the kernel lists.
 
-    The kernel gives a page at a time, so that a lock may be missing while others are released.
-    Callers that wait read the list again and again.
+    The kernel gives a page at a time, and leaves a lock out if one before it is released meanwhile.
+    So a list that may be longer than a page is read three times, and what is in any of them counts.
     """
-    found: list[Flock] = []
-    for entry in _read("locks").splitlines():
-        # "1: FLOCK ADVISORY WRITE 4242 00:1f:9001 0 EOF", or "1: -> FLOCK ..." for a waiter
-        fields = entry.split()
-        is_waiting = fields[1] == b"->"
-        kind, _, _, pid, key = fields[1 + is_waiting : 6 + is_waiting]
-        if kind == b"FLOCK" and int(pid) > 0:
-            found.append(Flock(is_waiting, key, int(pid)))
-    return found
+    found: dict[Flock, None] = {}
+    for _ in range(3):
+        listed = _read("locks")
+        for entry in listed.splitlines():
+            # "1: FLOCK ADVISORY WRITE 4242 00:1f:9001 0 EOF", or "1: -> FLOCK ..." for a waiter
+            fields = entry.split()
+            is_waiting = fields[1] == b"->"
+            kind, _, _, pid, key = fields[1 + is_waiting : 6 + is_waiting]
+            if kind == b"FLOCK" and int(pid) > 0:
+                found[Flock(is_waiting, key, int(pid))] = None
+        if len(listed) < _SMALLEST_PAGE:
+            break
+    return list(found)
 
 
 def key_of(identity: Identity) -> Key:
