@@ -25,7 +25,7 @@ _ON_REQUEST = {
     "recipes": "--frontends",
 }
 _OPTIONS = {
-    "--long": "run the longer version of each test",
+    "--long": "run what takes long too, and some tests for longer",
     "--frontends": "run the plugins and the recipes in tox, PDM, ... from the package index too",
     "--corpus": "build real projects from the package index too, and kill their builds",
     "--cluster": "run the tests on a cluster file system too: needs root, FUSE and GlusterFS",

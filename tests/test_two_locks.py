@@ -287,7 +287,7 @@ TRY = """
     import os
     from source_tree_lock import LockUnavailable, source_tree_lock
     def while_waiting(wait):
-        # While many other locks are released, a lock may be missing in the kernel's list.
+        # While hundreds of locks are released at once, the kernel's list may lack others.
         is_known = wait.holder is not None and wait.holder == lock.holder()
         if is_known and "SOURCE_TREE_LOCK_HELD" not in os.environ:
             tell("held by", wait.holder.pid, lock.locked())

@@ -76,7 +76,7 @@ heard()
 """
 
 
-@pytest.mark.parametrize("blocked_by", long_after(1, ["lock file", "tree"]))
+@pytest.mark.parametrize("blocked_by", long_after(1, ["tree", "lock file"]))
 @pytest.mark.parametrize("wait", WAITS)
 def test_ctrl_c_ends_a_wait_at_once_and_leaves_nothing_locked(
     wait: str, blocked_by: str, tree: Path, lock_file: Path

@@ -136,7 +136,7 @@ def warn_of_deadlock(entry: Entry, waited: float) -> bool:
             )
         return waited >= _WARN_OF_OWN_AFTER
     circle = _find_circle(entry)
-    # Read again, since other processes go on meanwhile: a real circle stays.
+    # A list may mix moments, so look twice: a real circle stays.
     if not circle or _find_circle(entry) != circle:
         return False
     logger().warning(

@@ -24,8 +24,8 @@ Key = bytes
 
 #: The kernel cuts the name of a program after so many letters (TASK_COMM_LEN, less the NUL byte).
 _LONGEST_COMM = 15
-#: The size of a page in bytes, or less.
-_SMALLEST_PAGE = 4096
+#: A list of fewer bytes is in one page: that has 4096 or more, but for an entry that does not fit.
+_ONE_PAGE = 2048
 
 
 # The kernel's list
@@ -49,7 +49,7 @@ def flocks() -> list[Flock]:
     """All flocks that the kernel lists.
 
     The kernel gives a page at a time, and leaves a lock out if one before it is released meanwhile.
-    So a list that may be longer than a page is read three times, and what is in any of them counts.
+    So a list that may have more than one is read three times, and what is in any of them counts.
     """
     found: dict[Flock, None] = {}
     for _ in range(3):
@@ -61,7 +61,7 @@ def flocks() -> list[Flock]:
             kind, _, _, pid, key = fields[1 + is_waiting : 6 + is_waiting]
             if kind == b"FLOCK" and int(pid) > 0:
                 found[Flock(is_waiting, key, int(pid))] = None
-        if len(listed) < _SMALLEST_PAGE:
+        if len(listed) < _ONE_PAGE:
             break
     return list(found)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -149,15 +150,15 @@ class Target:
         assert all(map(is_free, self.locked))
         return outcome
 
-    def calls(self, *, all_of_them: bool) -> Iterator[tuple[str, int]]:
-        """The system calls of one round, by name and number."""
+    def calls(self, most: int) -> Iterator[tuple[str, int]]:
+        """System calls of one round, by name and number; so many of each name, or all."""
         with self.sent(member := self.start(), partial(recorded, log=self.log)) as counts:
             assert self.one_round(member) == "held"
             member.kill()
         assert counts["flock"] >= 2, "the recording missed the lock"
         is_short = self.attack == _FREE and self.state in ("missing", "full of junk", "there")
         for name, times in sorted(counts.items()):
-            for number in occurrences(times, None if all_of_them or is_short else 2):
+            for number in occurrences(times, None if is_short else most):
                 yield name, number
 
 
@@ -175,26 +176,25 @@ def target(
 def test_a_failing_call_never_lets_anybody_in_and_leaves_nothing(
     target: Target, long_run: bool
 ) -> None:
-    calls = [each for each in target.calls(all_of_them=long_run) if each[0] in _CALLS]
-    for index, (name, number) in enumerate(calls):
-        for error in _ERRORS if long_run else [_ERRORS[index % len(_ERRORS)]]:
-            rule = f"{name}:error={error}:when={number}"
-            member = target.start()
-            descriptors = _descriptors(member)
-            with target.sent(member, partial(injected, rule=rule)):
-                outcome = target.one_round(member)
-                # strace does not execute what it lets fail, whereas close(2) always closes.
-                assert _descriptors(member) - descriptors <= (name == "close"), rule
-                assert outcome in (["held"] if name in _COURTESIES else ["held", "refused"]), rule
-            member.say("again")
-            assert target.one_round(member) == "held", rule
-            member.close()
+    calls = [each for each in target.calls(8 if long_run else 2) if each[0] in _CALLS]
+    for (name, number), error in zip(calls, cycle(_ERRORS), strict=False):
+        rule = f"{name}:error={error}:when={number}"
+        member = target.start()
+        descriptors = _descriptors(member)
+        with target.sent(member, partial(injected, rule=rule)):
+            outcome = target.one_round(member)
+            # strace does not execute what it lets fail, whereas close(2) always closes.
+            assert _descriptors(member) - descriptors <= (name == "close"), rule
+            assert outcome in (["held"] if name in _COURTESIES else ["held", "refused"]), rule
+        member.say("again")
+        assert target.one_round(member) == "held", rule
+        member.close()
 
 
 @pytest.mark.parametrize("target", long_after(9, _CASES), indirect=True)
 def test_killed_at_any_system_call_it_keeps_nobody_out(target: Target, long_run: bool) -> None:
     hits = Counter[bool]()
-    for name, number in target.calls(all_of_them=long_run):
+    for name, number in target.calls(8 if long_run else 2):
         member = target.start()
         with target.sent(member, partial(injected, rule=f"{name}:signal=KILL:when={number}")):
             with suppress(BrokenPipeError):  # it may be dead already

@@ -60,5 +60,5 @@ def test_as_much_is_compiled_as_by_setuptools(tmp_path: Path, steps: list[str]) 
     for backend in (SETUPTOOLS, OURS):
         project = Project(tmp_path / backend, ("m0", "m1", "m2"))
         counts.append([take(step, project, backend) for step in steps])
-    assert counts[1] == counts[0]
+    assert counts[1] == counts[0], steps
     assert "m0.c m1.c m2.c" in "".join(counts[0])

@@ -211,7 +211,7 @@ ENDS = (
 )
 
 
-@pytest.mark.parametrize("ends", long_after(1, ENDS))
+@pytest.mark.parametrize("ends", long_after(2, ENDS))
 def test_what_may_leave_half_a_file_is_remembered(project: Project, ends: str) -> None:
     alone, _ = project.build()
     ruin(project, ends=ends)
@@ -378,7 +378,7 @@ def test_where_no_mark_can_be_written_builds_go_on(
         assert project.build(prefix=WITHOUT_ROOTS_RIGHTS) == (alone, False)
 
 
-@pytest.mark.long
+@pytest.mark.once
 def test_what_a_setup_py_builds_in_its_own_tree_gets_in(project: Project) -> None:
     """And keeps no marks of its own."""
     project.write_setup(
