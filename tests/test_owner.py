@@ -89,7 +89,7 @@ def test_an_entry_is_cancelled_often_and_nothing_is_held(
             await anyio.sleep_forever()
 
     async def main() -> None:
-        for turns in range(200 if long_run else 60):
+        for turns in range(200 if long_run else 40):
             waiting = anyio.Event()
             await lock.__aenter__()
             async with anyio.create_task_group() as group:

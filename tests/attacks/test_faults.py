@@ -156,7 +156,7 @@ class Target:
             assert self.one_round(member) == "held"
             member.kill()
         assert counts["flock"] >= 2, "the recording missed the lock"
-        is_short = self.attack == _FREE and self.state in ("missing", "full of junk", "there")
+        is_short = self.state == "missing"
         for name, times in sorted(counts.items()):
             for number in occurrences(times, None if is_short else most):
                 yield name, number
