@@ -156,9 +156,9 @@ class Target:
             assert self.one_round(member) == "held"
             member.kill()
         assert counts["flock"] >= 2, "the recording missed the lock"
-        is_short = self.state == "missing"
+        limit = None if self.state == "missing" else most
         for name, times in sorted(counts.items()):
-            for number in occurrences(times, None if is_short else most):
+            for number in occurrences(times, limit):
                 yield name, number
 
 
