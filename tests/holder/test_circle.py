@@ -199,6 +199,6 @@ def test_a_circle_that_is_not_there_at_a_second_look_is_not_claimed(
     monkeypatch.setattr(_deadlocks, "_find_circle", lambda _: looks.pop(0) if looks else [])
     monkeypatch.setattr(_wait, "CHECK_AFTER", 0.05)
     with flock_1(source_tree_lock(trees[0]).lock_file):
-        assert not source_tree_lock(trees[0]).acquire(timeout=0.5)
-    assert looks == []
+        while looks:  # on a busy machine, the time may be up before the first look
+            assert not source_tree_lock(trees[0]).acquire(timeout=0.5)
     assert not caplog.records
