@@ -21,7 +21,7 @@ def test_all_kinds_of_callers_are_inside_one_at_a_time_and_leave_nothing(
     directory.mkdir()
     # Longer where threads run at once, in the midst of each other's steps.
     has_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
-    seconds = 600 if long_run else 2 if has_gil else 8
+    seconds = 600 if long_run else 3 if has_gil else 10
     command = [sys.executable, "-m", "attacks.stress", directory, seconds, 16]
     processes = [start(*command, number, cwd=Path(__file__).parents[1]) for number in range(3)]
     try:
